@@ -1,0 +1,3 @@
+//! The `rbd-mirror` binary.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Snapshot mode: plan the delta, copy it, commit it.

@@ -1,0 +1,1 @@
+//! Two real Ceph clusters on one machine.
