@@ -1,0 +1,39 @@
+# Everything that is done with this repository, from a bare Debian 12 with Rust and root.
+
+CARGO ?= cargo
+DEMO_DIR ?= /tmp/rbd-mirror-demo
+export CARGO_TERM_COLOR ?= auto
+
+.PHONY: help deps build demo demo-down test check bench clean
+
+help: ## Show the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+deps: ## Install the Debian packages that building and testing need (as root)
+	@scripts/install-deps
+
+build: deps ## Build the daemon: target/release/rbd-mirror
+	$(CARGO) build --release --locked -p daemon
+
+demo: build ## Two clusters, a mirrored pool, and a tour of it; leaves the clusters running
+	$(CARGO) build --release --locked -p tests --bin clusters
+	@scripts/demo $(DEMO_DIR)
+
+demo-down: ## End what the demo started and remove its folder
+	@scripts/demo-down $(DEMO_DIR)
+
+test: deps ## Run all tests, on real clusters
+	$(CARGO) build --locked --workspace --all-targets
+	$(CARGO) test --locked --workspace --no-fail-fast
+
+check: deps ## Format, lints, documentation, licences of dependencies
+	$(CARGO) fmt --all -- --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
+	$(CARGO) run --locked -q -p tests --bin licences
+
+bench: build ## Time the daemon against Ceph's on the same two clusters
+	$(CARGO) run --release --locked -p bench -- --rbd-mirror target/release/rbd-mirror
+
+clean: ## Remove what was built
+	$(CARGO) clean

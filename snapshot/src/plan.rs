@@ -1,0 +1,405 @@
+//! Which mirror-snapshot to copy next, from which base, and in which way: decided from the snapshots of both images
+//! alone, purely and synchronously.
+//!
+//! Vocabulary. The *link* is the newest local mirror-snapshot: it tells the role of the local image and, on a copy,
+//! which remote snapshot it holds. A remote mirror-snapshot is *ours* while its `mirror_peer_uuids` names this site.
+//!
+//! Agrees with `src/tools/rbd_mirror/image_replayer/snapshot/Replayer.cc` (`scan_local_mirror_snapshots`,
+//! `scan_remote_mirror_snapshots`), except where that loses data or time:
+//! * The newest complete remote snapshot is copied, not the oldest one: fewer rounds, and the copy is current sooner.
+//! * A base that was deleted remotely is no split-brain when the link proves that the local image was never written
+//!   to but by mirroring: it is repaired by comparing checksums ([`CopyMode::Repair`]).
+//! * A half-filled local snapshot whose remote one is gone is discarded, and what was written for it is repaired.
+//! * A snapshot that another daemon filled is copied anew ([`Sync::anchor`]) before the next delta is written, because
+//!   Ceph's own daemon leaves the last delta out of it (only the head has it).
+
+use std::collections::BTreeMap;
+
+use rados::SnapId;
+use rbd::{MirrorSnapshot, MirrorSnapshotState, Snapshot, SnapshotNamespace};
+
+/// What the planner looks at. Snapshots are in ascending order of id.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    /// Snapshots of the copy.
+    pub local: &'a [Snapshot],
+    /// Snapshots of the image that is followed.
+    pub remote: &'a [Snapshot],
+    /// Mirror uuid of the local pool.
+    pub local_mirror_uuid: &'a str,
+    /// Mirror uuid of the remote pool.
+    pub remote_mirror_uuid: &'a str,
+    /// The uuid by which the remote pool's peer table knows this site.
+    pub remote_peer_uuid: &'a str,
+    /// The uuid by which the local pool's peer table knows the remote site.
+    pub local_peer_uuid: &'a str,
+    /// The newest local mirror-snapshot that this program made; `None` when it made none.
+    pub marker: Option<Marker>,
+    /// The operator has asked for a resync.
+    pub resync_requested: bool,
+}
+
+/// What this program notes beside a mirror-snapshot that it makes: such a snapshot is filled exactly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Marker {
+    /// The snapshot.
+    pub snap: SnapId,
+    /// It is filled by [`CopyMode::Repair`]: what the head held before cannot be told from snapshots.
+    pub repair: bool,
+}
+
+/// What to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Plan {
+    /// Copy a snapshot.
+    Sync(Sync),
+    /// All that is there has been copied: wait for a change.
+    Idle,
+    /// The newest remote snapshot is still being made: wait for the change that completes it.
+    AwaitRemote,
+    /// Do not touch the image; wait for a change of its role.
+    Stop(Stop),
+}
+
+/// Why an image is not followed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stop {
+    /// The local image is primary.
+    LocalPrimary,
+    /// The local image is being promoted by force.
+    Orphan,
+    /// The local image is a copy of an image in another pool or cluster.
+    UnknownPeer(String),
+    /// The histories of the two images went apart.
+    SplitBrain(String),
+    /// The remote image is not primary, and all it has was copied.
+    RemoteNotPrimary,
+    /// The mirror-snapshots contradict themselves.
+    Invalid(String),
+}
+
+/// One round: copy the remote snapshot `remote_end`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sync {
+    /// How the objects to copy are found.
+    pub mode: CopyMode,
+    /// The remote snapshot that the copy already holds; `None` for a first copy or a repair.
+    pub remote_start: Option<SnapId>,
+    /// The local snapshot that holds it.
+    pub local_start: Option<SnapId>,
+    /// The remote snapshot to copy.
+    pub remote_end: SnapId,
+    /// `remote_end` ended the remote image's time as primary.
+    pub demoted: bool,
+    /// A local snapshot that is already being filled for `remote_end`.
+    pub resume: Option<Resume>,
+    /// Local snapshots that were being filled and never will be: remove them as soon as the new one is there.
+    pub discard: Vec<SnapId>,
+    /// Make an exact twin of `local_start` from the head before anything is written.
+    pub anchor: bool,
+    /// Remote snapshot → local snapshot, of the user snapshots that both images have.
+    pub snap_seqs: BTreeMap<SnapId, SnapId>,
+}
+
+/// How the objects to copy are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyMode {
+    /// Nothing is there yet: every object that exists remotely.
+    First,
+    /// What changed between `remote_start` and `remote_end`.
+    Delta,
+    /// Nothing changed between them.
+    Clean,
+    /// Compare checksums of every object, and copy what differs.
+    Repair,
+}
+
+/// A round that was interrupted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resume {
+    /// The local snapshot being filled.
+    pub local_end: SnapId,
+    /// All objects below this number have been copied.
+    pub first_object: u64,
+}
+
+/// Chores that free what no round needs any longer.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Chores {
+    /// Local mirror-snapshots to remove.
+    pub prune: Vec<SnapId>,
+    /// Remote mirror-snapshots from which to take our name.
+    pub unlink: Vec<SnapId>,
+}
+
+/// Decides what to do next.
+pub fn plan(view: &View<'_>) -> Plan {
+    let link = mirrors(view.local).next_back();
+    match link {
+        Some((_, link)) if view.resync_requested && link.state != MirrorSnapshotState::Primary => resync(view),
+        Some((snapshot, link)) => follow(view, snapshot, link),
+        None => first_copy(view),
+    }
+}
+
+/// Chores that are due while no round is under way: call it after [`plan`] said [`Plan::Idle`], or when a round is
+/// complete.
+pub fn chores(view: &View<'_>) -> Chores {
+    let Some((newest, link)) = mirrors(view.local).next_back() else { return Chores::default() };
+    let linked = link.state.is_non_primary() && link.primary_mirror_uuid == view.remote_mirror_uuid && link.complete;
+    if !linked {
+        return Chores::default();
+    }
+    // After a relocation the snapshots of this image's time as primary are of no use to anybody but their own peers.
+    let prune = mirrors(view.local)
+        .filter(|(snapshot, mirror)| {
+            let peers = &mirror.mirror_peer_uuids;
+            let of_no_use = (mirror.state.is_non_primary() && !mirror.complete)
+                || peers.is_empty()
+                || (mirror.state.is_demoted() && peers.len() == 1 && peers.contains(view.local_peer_uuid));
+            snapshot.id != newest.id && of_no_use
+        })
+        .map(|(snapshot, _)| snapshot.id)
+        .collect();
+    let unlink = ours(view).filter(|(snapshot, _)| snapshot.id < link.primary_snap_id).map(|(s, _)| s.id).collect();
+    Chores { prune, unlink }
+}
+
+fn mirrors(snapshots: &[Snapshot]) -> impl DoubleEndedIterator<Item = (&Snapshot, &MirrorSnapshot)> {
+    snapshots.iter().filter_map(|s| s.mirror().map(|m| (s, m)))
+}
+
+/// Remote mirror-snapshots that wait for this site.
+fn ours<'a>(view: &View<'a>) -> impl DoubleEndedIterator<Item = (&'a Snapshot, &'a MirrorSnapshot)> {
+    let peer = view.remote_peer_uuid;
+    mirrors(view.remote).filter(move |(_, m)| m.mirror_peer_uuids.contains(peer))
+}
+
+fn remote_has(view: &View<'_>, id: SnapId) -> bool {
+    view.remote.iter().any(|s| s.id == id)
+}
+
+fn remote_is_primary(view: &View<'_>) -> bool {
+    mirrors(view.remote).next_back().is_some_and(|(_, m)| m.state == MirrorSnapshotState::Primary)
+}
+
+/// The newest complete remote snapshot after `start` that waits for this site. `Err` when there is none: what to do
+/// instead.
+fn newest_candidate<'a>(view: &View<'a>, start: Option<SnapId>) -> Result<(&'a Snapshot, &'a MirrorSnapshot), Plan> {
+    let candidates: Vec<_> =
+        ours(view).filter(|(s, m)| start.is_none_or(|start| s.id > start) && m.state.is_primary()).collect();
+    match candidates.iter().rev().find(|(_, m)| m.complete) {
+        Some(&found) => Ok(found),
+        None if !candidates.is_empty() => Err(Plan::AwaitRemote),
+        None if mirrors(view.remote).next_back().is_some_and(|(_, m)| m.state != MirrorSnapshotState::Primary) => {
+            Err(Plan::Stop(Stop::RemoteNotPrimary))
+        }
+        None => Err(Plan::Idle),
+    }
+}
+
+fn first_copy(view: &View<'_>) -> Plan {
+    let (end, mirror) = match newest_candidate(view, None) {
+        Ok(found) => found,
+        Err(plan) => return plan,
+    };
+    Plan::Sync(Sync {
+        mode: CopyMode::First,
+        remote_start: None,
+        local_start: None,
+        remote_end: end.id,
+        demoted: mirror.state.is_demoted(),
+        resume: None,
+        discard: Vec::new(),
+        anchor: false,
+        snap_seqs: BTreeMap::new(),
+    })
+}
+
+/// Makes the copy equal to the newest remote snapshot whatever it holds now.
+fn resync(view: &View<'_>) -> Plan {
+    if !remote_is_primary(view) {
+        return Plan::Stop(Stop::RemoteNotPrimary);
+    }
+    // An interrupted resync goes on where it was.
+    if let Some((snapshot, link)) = mirrors(view.local).next_back()
+        && !link.complete
+        && view.marker == Some(Marker { snap: snapshot.id, repair: true })
+        && link.primary_mirror_uuid == view.remote_mirror_uuid
+        && let Some((end, mirror)) = ours(view).find(|(s, m)| s.id == link.primary_snap_id && m.complete)
+    {
+        return Plan::Sync(Sync {
+            resume: Some(Resume { local_end: snapshot.id, first_object: link.last_copied_object_number }),
+            snap_seqs: link.snap_seqs.clone(),
+            ..repair(end, mirror, Vec::new())
+        });
+    }
+    let discard = mirrors(view.local).filter(|(_, m)| !m.complete).map(|(s, _)| s.id).collect();
+    match newest_candidate(view, None) {
+        Ok((end, mirror)) => Plan::Sync(repair(end, mirror, discard)),
+        Err(plan) => plan,
+    }
+}
+
+fn repair(end: &Snapshot, mirror: &MirrorSnapshot, discard: Vec<SnapId>) -> Sync {
+    Sync {
+        mode: CopyMode::Repair,
+        remote_start: None,
+        local_start: None,
+        remote_end: end.id,
+        demoted: mirror.state.is_demoted(),
+        resume: None,
+        discard,
+        anchor: false,
+        snap_seqs: BTreeMap::new(),
+    }
+}
+
+/// Follows the remote image from what the link says.
+fn follow(view: &View<'_>, newest: &Snapshot, link: &MirrorSnapshot) -> Plan {
+    match link.state {
+        MirrorSnapshotState::Primary => Plan::Stop(Stop::LocalPrimary),
+        MirrorSnapshotState::PrimaryDemoted => after_demotion(view, newest),
+        _ if link.is_orphan() => Plan::Stop(Stop::Orphan),
+        _ if link.primary_mirror_uuid != view.remote_mirror_uuid => {
+            Plan::Stop(Stop::UnknownPeer(link.primary_mirror_uuid.clone()))
+        }
+        _ if link.complete => after_complete(view, newest, link, Vec::new()),
+        _ => after_incomplete(view, newest, link),
+    }
+}
+
+/// The local image was primary until its newest snapshot: go on from the remote snapshot that copied that one.
+fn after_demotion(view: &View<'_>, newest: &Snapshot) -> Plan {
+    let matching = mirrors(view.remote).find(|(_, m)| {
+        m.state == MirrorSnapshotState::NonPrimaryDemoted
+            && m.primary_mirror_uuid == view.local_mirror_uuid
+            && m.primary_snap_id == newest.id
+    });
+    let Some((start, start_mirror)) = matching else {
+        if !remote_is_primary(view) && mirrors(view.remote).next_back().is_none_or(|(_, m)| !m.state.is_primary()) {
+            // The remote image has yet to copy the demotion.
+            return Plan::Stop(Stop::RemoteNotPrimary);
+        }
+        return Plan::Stop(Stop::SplitBrain(format!(
+            "the remote image was promoted without the demotion snapshot {} of this one",
+            newest.id
+        )));
+    };
+    if !start_mirror.complete {
+        return Plan::AwaitRemote;
+    }
+    let (end, mirror) = match newest_candidate(view, Some(start.id)) {
+        Ok(found) => found,
+        Err(plan) => return plan,
+    };
+    // No map of snapshots leads from a time as primary to a time as copy: names are all there is.
+    let by_name = view.remote.iter().filter(|s| s.id < end.id && s.namespace == SnapshotNamespace::User);
+    let snap_seqs = by_name
+        .filter_map(|remote| {
+            let same = |local: &&Snapshot| local.namespace == SnapshotNamespace::User && local.name == remote.name;
+            view.local.iter().find(same).map(|local| (remote.id, local.id))
+        })
+        .collect();
+    Plan::Sync(Sync {
+        mode: delta_mode(mirror, start.id),
+        remote_start: Some(start.id),
+        local_start: Some(newest.id),
+        remote_end: end.id,
+        demoted: mirror.state.is_demoted(),
+        resume: None,
+        discard: Vec::new(),
+        anchor: false,
+        snap_seqs,
+    })
+}
+
+fn delta_mode(end: &MirrorSnapshot, start: SnapId) -> CopyMode {
+    // In a primary snapshot the field tells since which snapshot nothing has changed.
+    if end.primary_snap_id == start { CopyMode::Clean } else { CopyMode::Delta }
+}
+
+/// The copy holds the remote snapshot that the link names.
+fn after_complete(view: &View<'_>, newest: &Snapshot, link: &MirrorSnapshot, discard: Vec<SnapId>) -> Plan {
+    let start = link.primary_snap_id;
+    let candidate = newest_candidate(view, Some(start));
+    if !remote_has(view, start) {
+        // The copy was never anything but a copy of this remote image, so whatever it lacks can be told by comparing.
+        return match candidate {
+            Ok((end, mirror)) => Plan::Sync(repair(end, mirror, discard)),
+            Err(Plan::Idle) if remote_is_primary(view) => Plan::Stop(Stop::SplitBrain(format!(
+                "the remote image has neither snapshot {start}, which the copy holds, nor any newer one for this site"
+            ))),
+            Err(plan) => plan,
+        };
+    }
+    let (end, mirror) = match candidate {
+        Ok(found) => found,
+        Err(plan) => return plan,
+    };
+    let user = |s: &&Snapshot| s.namespace == SnapshotNamespace::User && s.id < end.id;
+    let snap_seqs = view.remote.iter().filter(user).filter_map(|s| Some((s.id, *link.snap_seqs.get(&s.id)?)));
+    Plan::Sync(Sync {
+        mode: if discard.is_empty() { delta_mode(mirror, start) } else { CopyMode::Repair },
+        remote_start: Some(start),
+        local_start: Some(newest.id),
+        remote_end: end.id,
+        demoted: mirror.state.is_demoted(),
+        resume: None,
+        anchor: view.marker.is_none_or(|marker| marker.snap != newest.id) && discard.is_empty(),
+        discard,
+        snap_seqs: snap_seqs.filter(|(_, local)| view.local.iter().any(|s| s.id == *local)).collect(),
+    })
+}
+
+/// A local snapshot was being filled when a daemon stopped.
+fn after_incomplete(view: &View<'_>, newest: &Snapshot, link: &MirrorSnapshot) -> Plan {
+    let base = mirrors(view.local).rev().find(|(s, m)| s.id < newest.id && m.complete);
+    let end = ours(view).find(|(s, _)| s.id == link.primary_snap_id);
+    let Some((end, end_mirror)) = end.filter(|(_, m)| m.complete) else {
+        // What it was filled from is gone. What was written for it must not stay.
+        return match base {
+            Some((base, base_link)) if base_link.state.is_non_primary() => {
+                after_complete(view, base, base_link, vec![newest.id])
+            }
+            Some((base, _)) => match after_demotion(view, base) {
+                Plan::Sync(sync) => {
+                    Plan::Sync(Sync { mode: CopyMode::Repair, discard: vec![newest.id], anchor: false, ..sync })
+                }
+                other => other,
+            },
+            None => match newest_candidate(view, None) {
+                Ok((end, mirror)) => Plan::Sync(repair(end, mirror, vec![newest.id])),
+                Err(plan) => plan,
+            },
+        };
+    };
+    let start = match base {
+        None => None,
+        Some((base, base_link)) if base_link.state.is_non_primary() => Some((base_link.primary_snap_id, base)),
+        Some((base, _)) => match after_demotion(view, base) {
+            Plan::Sync(sync) => sync.remote_start.map(|start| (start, base)),
+            other => return other,
+        },
+    };
+    let mode = match start {
+        _ if view.marker == Some(Marker { snap: newest.id, repair: true }) => CopyMode::Repair,
+        None => CopyMode::First,
+        Some((start, _)) if !remote_has(view, start) => CopyMode::Repair,
+        Some((start, _)) => delta_mode(end_mirror, start),
+    };
+    // What another daemon was filling goes on in a snapshot of our own, which holds what was written so far.
+    let made_here = view.marker.is_some_and(|marker| marker.snap == newest.id);
+    let resume = Resume { local_end: newest.id, first_object: link.last_copied_object_number };
+    Plan::Sync(Sync {
+        mode,
+        remote_start: start.map(|(remote, _)| remote),
+        local_start: start.map(|(_, local)| local.id),
+        remote_end: end.id,
+        demoted: end_mirror.state.is_demoted(),
+        resume: made_here.then_some(resume),
+        discard: if made_here { Vec::new() } else { vec![newest.id] },
+        anchor: false,
+        snap_seqs: link.snap_seqs.clone(),
+    })
+}

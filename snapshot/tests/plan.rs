@@ -1,0 +1,271 @@
+//! The planner, case by case: each case is a pair of snapshot lists as two clusters would hold them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rados::SnapId;
+use rbd::{
+    ImageFlags, MirrorSnapshot, MirrorSnapshotState, ProtectionStatus, Snapshot, SnapshotNamespace, Timestamp,
+};
+use snapshot::plan::{Chores, CopyMode, Marker, Plan, Resume, Stop, Sync, View, chores, plan};
+
+const LOCAL: &str = "local-mirror-uuid";
+const REMOTE: &str = "remote-mirror-uuid";
+/// How the remote pool knows this site, and the local pool the remote one.
+const US: &str = "peer-us";
+const THEM: &str = "peer-them";
+
+fn snapshot(id: u64, name: &str, namespace: SnapshotNamespace) -> Snapshot {
+    Snapshot {
+        id: SnapId(id),
+        name: name.into(),
+        namespace,
+        image_size: 1 << 30,
+        timestamp: Timestamp::default(),
+        child_count: 0,
+        protection: ProtectionStatus::Unprotected,
+        parent: None,
+        flags: ImageFlags(0),
+    }
+}
+
+fn user(id: u64, name: &str) -> Snapshot {
+    snapshot(id, name, SnapshotNamespace::User)
+}
+
+fn mirror(id: u64, state: MirrorSnapshotState, edit: impl FnOnce(&mut MirrorSnapshot)) -> Snapshot {
+    let mut mirror = MirrorSnapshot {
+        state,
+        complete: true,
+        mirror_peer_uuids: BTreeSet::new(),
+        primary_mirror_uuid: String::new(),
+        primary_snap_id: SnapId::HEAD,
+        last_copied_object_number: 0,
+        snap_seqs: BTreeMap::new(),
+    };
+    edit(&mut mirror);
+    snapshot(id, &format!(".mirror.{id}"), SnapshotNamespace::Mirror(mirror))
+}
+
+/// A primary snapshot that waits for the peer `waits_for`.
+fn primary(id: u64, waits_for: &str) -> Snapshot {
+    mirror(id, MirrorSnapshotState::Primary, |m| m.mirror_peer_uuids = BTreeSet::from([waits_for.into()]))
+}
+
+fn demoted(id: u64, waits_for: &str) -> Snapshot {
+    mirror(id, MirrorSnapshotState::PrimaryDemoted, |m| m.mirror_peer_uuids = BTreeSet::from([waits_for.into()]))
+}
+
+/// A complete copy of the snapshot `of` of the image in the pool `uuid`.
+fn copy(id: u64, uuid: &str, of: u64) -> Snapshot {
+    mirror(id, MirrorSnapshotState::NonPrimary, |m| {
+        m.primary_mirror_uuid = uuid.into();
+        m.primary_snap_id = SnapId(of);
+    })
+}
+
+fn edit(mut snapshot: Snapshot, change: impl FnOnce(&mut MirrorSnapshot)) -> Snapshot {
+    let SnapshotNamespace::Mirror(mirror) = &mut snapshot.namespace else { panic!("not a mirror-snapshot") };
+    change(mirror);
+    snapshot
+}
+
+fn unfinished(snapshot: Snapshot, copied: u64) -> Snapshot {
+    edit(snapshot, |m| {
+        m.complete = false;
+        m.last_copied_object_number = copied;
+    })
+}
+
+fn orphan(id: u64) -> Snapshot {
+    mirror(id, MirrorSnapshotState::NonPrimary, |_| {})
+}
+
+fn view<'a>(local: &'a [Snapshot], remote: &'a [Snapshot], marker: Option<Marker>) -> View<'a> {
+    View {
+        local,
+        remote,
+        local_mirror_uuid: LOCAL,
+        remote_mirror_uuid: REMOTE,
+        remote_peer_uuid: US,
+        local_peer_uuid: THEM,
+        marker,
+        resync_requested: false,
+    }
+}
+
+fn made_here(id: u64) -> Option<Marker> {
+    Some(Marker { snap: SnapId(id), repair: false })
+}
+
+fn sync(plan: Plan) -> Sync {
+    match plan {
+        Plan::Sync(sync) => sync,
+        other => panic!("a round was expected, not {other:?}"),
+    }
+}
+
+#[test]
+fn a_first_copy_takes_the_newest_complete_snapshot() {
+    let remote = [primary(3, US), user(4, "u"), primary(5, US), unfinished(primary(7, US), 0)];
+    let sync = sync(plan(&view(&[], &remote, None)));
+    assert_eq!((sync.mode, sync.remote_end, sync.remote_start), (CopyMode::First, SnapId(5), None));
+}
+
+#[test]
+fn nothing_is_copied_before_the_first_snapshot_is_complete() {
+    assert_eq!(plan(&view(&[], &[unfinished(primary(3, US), 0)], None)), Plan::AwaitRemote);
+    assert_eq!(plan(&view(&[], &[demoted(3, "another site")], None)), Plan::Stop(Stop::RemoteNotPrimary));
+}
+
+#[test]
+fn a_delta_starts_at_what_the_copy_holds_and_keeps_the_map_of_user_snapshots() {
+    let local = [user(10, "u"), edit(copy(11, REMOTE, 5), |m| {
+        m.snap_seqs = BTreeMap::from([(SnapId(4), SnapId(10)), (SnapId(2), SnapId(9))]);
+    })];
+    let remote = [user(4, "renamed"), primary(5, US), user(6, "v"), primary(7, US)];
+    let sync = sync(plan(&view(&local, &remote, made_here(11))));
+    assert_eq!(sync.mode, CopyMode::Delta);
+    assert_eq!((sync.remote_start, sync.local_start), (Some(SnapId(5)), Some(SnapId(11))));
+    assert_eq!(sync.remote_end, SnapId(7));
+    assert!(!sync.anchor);
+    assert_eq!(sync.snap_seqs, BTreeMap::from([(SnapId(4), SnapId(10))]), "snapshot 2 is gone");
+}
+
+#[test]
+fn a_copy_that_another_daemon_made_is_anchored_before_it_is_changed() {
+    let local = [copy(11, REMOTE, 5)];
+    let remote = [primary(5, US), primary(7, US)];
+    assert!(sync(plan(&view(&local, &remote, None))).anchor);
+    assert!(sync(plan(&view(&local, &remote, made_here(9)))).anchor);
+    assert_eq!(plan(&view(&local, &remote[..1], None)), Plan::Idle, "nothing to copy, nothing to anchor");
+}
+
+#[test]
+fn a_snapshot_without_changes_needs_no_copy() {
+    let remote = [primary(5, US), edit(primary(7, US), |m| m.primary_snap_id = SnapId(5))];
+    assert_eq!(sync(plan(&view(&[copy(11, REMOTE, 5)], &remote, made_here(11)))).mode, CopyMode::Clean);
+}
+
+#[test]
+fn an_interrupted_round_goes_on_where_it_was() {
+    let local = [copy(11, REMOTE, 5), unfinished(copy(12, REMOTE, 7), 40)];
+    let remote = [primary(5, US), primary(7, US), primary(9, US)];
+    let sync = sync(plan(&view(&local, &remote, made_here(12))));
+    assert_eq!(sync.resume, Some(Resume { local_end: SnapId(12), first_object: 40 }));
+    assert_eq!((sync.mode, sync.remote_end), (CopyMode::Delta, SnapId(7)), "not the newest: this one is under way");
+    assert_eq!((sync.remote_start, sync.local_start), (Some(SnapId(5)), Some(SnapId(11))));
+    assert!(sync.discard.is_empty());
+}
+
+#[test]
+fn a_round_that_another_daemon_began_goes_on_in_a_snapshot_of_our_own() {
+    let local = [copy(11, REMOTE, 5), unfinished(copy(12, REMOTE, 7), 40)];
+    let remote = [primary(5, US), primary(7, US)];
+    let sync = sync(plan(&view(&local, &remote, made_here(11))));
+    assert_eq!((sync.resume, sync.discard, sync.remote_end), (None, vec![SnapId(12)], SnapId(7)));
+    assert!(!sync.anchor, "the head already holds part of the next snapshot");
+}
+
+#[test]
+fn an_unfinished_snapshot_whose_remote_one_is_gone_is_discarded_and_repaired() {
+    let local = [copy(11, REMOTE, 5), unfinished(copy(12, REMOTE, 7), 40)];
+    let sync = sync(plan(&view(&local, &[primary(5, US), primary(9, US)], made_here(12))));
+    assert_eq!((sync.mode, sync.remote_end), (CopyMode::Repair, SnapId(9)));
+    assert_eq!((sync.discard, sync.resume, sync.anchor), (vec![SnapId(12)], None, false));
+
+    let first = [unfinished(copy(12, REMOTE, 7), 40)];
+    let sync = self::sync(plan(&view(&first, &[primary(9, US)], made_here(12))));
+    assert_eq!((sync.mode, sync.discard), (CopyMode::Repair, vec![SnapId(12)]));
+}
+
+#[test]
+fn an_unfinished_repair_stays_a_repair() {
+    let local = [copy(11, REMOTE, 5), unfinished(copy(12, REMOTE, 9), 8)];
+    let remote = [primary(5, US), primary(9, US)];
+    let marker = Some(Marker { snap: SnapId(12), repair: true });
+    let sync = sync(plan(&view(&local, &remote, marker)));
+    assert_eq!((sync.mode, sync.resume.map(|r| r.first_object)), (CopyMode::Repair, Some(8)));
+}
+
+#[test]
+fn a_base_that_was_deleted_remotely_is_repaired_not_called_split_brain() {
+    let remote = [primary(9, US)];
+    let sync = sync(plan(&view(&[copy(11, REMOTE, 5)], &remote, made_here(11))));
+    assert_eq!((sync.mode, sync.remote_end, sync.remote_start), (CopyMode::Repair, SnapId(9), None));
+}
+
+#[test]
+fn the_role_of_the_local_image_decides() {
+    let remote = [primary(5, US)];
+    assert_eq!(plan(&view(&[primary(2, THEM)], &remote, None)), Plan::Stop(Stop::LocalPrimary));
+    assert_eq!(plan(&view(&[copy(1, REMOTE, 3), orphan(2)], &remote, None)), Plan::Stop(Stop::Orphan));
+    assert_eq!(
+        plan(&view(&[copy(1, "a third site", 3)], &remote, None)),
+        Plan::Stop(Stop::UnknownPeer("a third site".into()))
+    );
+}
+
+#[test]
+fn a_planned_failback_goes_on_from_the_demotion() {
+    let local = [user(1, "kept"), demoted(2, THEM)];
+    let copied_demotion = mirror(20, MirrorSnapshotState::NonPrimaryDemoted, |m| {
+        m.primary_mirror_uuid = LOCAL.into();
+        m.primary_snap_id = SnapId(2);
+        m.mirror_peer_uuids = BTreeSet::from([US.into()]);
+    });
+    let remote = [user(15, "kept"), copied_demotion.clone(), primary(21, US)];
+    let sync = sync(plan(&view(&local, &remote, None)));
+    assert_eq!((sync.mode, sync.remote_start, sync.local_start), (CopyMode::Delta, Some(SnapId(20)), Some(SnapId(2))));
+    assert_eq!(sync.snap_seqs, BTreeMap::from([(SnapId(15), SnapId(1))]), "matched by name");
+
+    // The other site has yet to copy the demotion, or has copied it and was not promoted.
+    assert_eq!(plan(&view(&local, &[copy(19, LOCAL, 1)], None)), Plan::Stop(Stop::RemoteNotPrimary));
+    assert_eq!(plan(&view(&local, &[copied_demotion.clone()], None)), Plan::Stop(Stop::RemoteNotPrimary));
+    assert_eq!(plan(&view(&local, &[unfinished(copied_demotion, 3)], None)), Plan::AwaitRemote);
+}
+
+#[test]
+fn a_promotion_that_did_not_see_the_demotion_is_a_split_brain() {
+    let local = [demoted(2, THEM)];
+    let remote = [copy(19, LOCAL, 1), orphan(20), primary(21, US)];
+    assert!(matches!(plan(&view(&local, &remote, None)), Plan::Stop(Stop::SplitBrain(_))));
+    let resync = View { resync_requested: true, ..view(&local, &remote, None) };
+    let sync = sync(plan(&resync));
+    assert_eq!((sync.mode, sync.remote_end), (CopyMode::Repair, SnapId(21)));
+}
+
+#[test]
+fn a_resync_waits_for_a_primary_and_never_touches_a_primary() {
+    let ask = |local: &[Snapshot], remote: &[Snapshot]| plan(&View { resync_requested: true, ..view(local, remote, None) });
+    assert_eq!(ask(&[primary(2, THEM)], &[primary(5, US)]), Plan::Stop(Stop::LocalPrimary));
+    assert_eq!(ask(&[demoted(2, THEM)], &[demoted(5, US)]), Plan::Stop(Stop::RemoteNotPrimary));
+}
+
+#[test]
+fn an_interrupted_resync_goes_on() {
+    let local = [demoted(2, THEM), unfinished(copy(3, REMOTE, 5), 17)];
+    let remote = [primary(5, US), primary(6, US)];
+    let marker = Some(Marker { snap: SnapId(3), repair: true });
+    let sync = sync(plan(&View { resync_requested: true, ..view(&local, &remote, marker) }));
+    assert_eq!((sync.mode, sync.remote_end), (CopyMode::Repair, SnapId(5)));
+    assert_eq!(sync.resume, Some(Resume { local_end: SnapId(3), first_object: 17 }));
+}
+
+#[test]
+fn chores_free_only_what_no_round_needs() {
+    let local = [
+        primary(1, "another site"),
+        demoted(2, THEM),
+        copy(10, REMOTE, 5),
+        unfinished(copy(11, REMOTE, 6), 1),
+        copy(12, REMOTE, 7),
+    ];
+    let remote = [primary(5, US), primary(6, "another site"), primary(7, US), primary(8, US)];
+    let due = chores(&view(&local, &remote, made_here(12)));
+    assert_eq!(due, Chores { prune: vec![SnapId(2), SnapId(10), SnapId(11)], unlink: vec![SnapId(5)] });
+
+    // While a round is under way its base is needed on both sides.
+    let under_way = [copy(10, REMOTE, 5), unfinished(copy(11, REMOTE, 7), 1)];
+    assert_eq!(chores(&view(&under_way, &remote, made_here(11))), Chores::default());
+    assert_eq!(chores(&view(&[primary(1, THEM)], &remote, None)), Chores::default());
+}
