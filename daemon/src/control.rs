@@ -1,0 +1,306 @@
+//! What the admin socket shows and orders: the seam between it and the pool replayers.
+//!
+//! Every pool replayer registers a [`PoolControl`]: it writes its view there, and follows the orders that it finds. An
+//! order is a state ("stopped"), not an event, so that it outlives a restart of the pool replayer; restarts and
+//! releases are counted up.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::admin_socket::Command;
+use crate::report::Report;
+use crate::reports::Reports;
+
+/// An image within a pool: namespace and global image id.
+pub type ImageKey = (String, Arc<str>);
+
+/// What an operator ordered for a pool.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Orders {
+    /// Follow no image.
+    pub stopped: bool,
+    /// Do not follow these.
+    pub stopped_images: BTreeSet<ImageKey>,
+    /// Counted up whenever every image is to be started over.
+    pub restarts: u64,
+    /// Counted up whenever that image is to be started over.
+    pub image_restarts: BTreeMap<ImageKey, u64>,
+    /// Counted up whenever the leadership is to be released.
+    pub leader_releases: u64,
+}
+
+/// What a pool replayer shows.
+#[derive(Clone, Default)]
+pub struct PoolView {
+    /// What it is doing: `running`, or why it is not.
+    pub state: String,
+    /// Global id of its connection.
+    pub instance_id: String,
+    /// True when it is the pool's leader.
+    pub leader: bool,
+    /// Global id of the leader, if known.
+    pub leader_instance_id: String,
+    /// The images' reports by namespace.
+    pub namespaces: BTreeMap<String, Reports>,
+}
+
+/// One pool replayer as the admin socket sees it.
+pub struct PoolControl {
+    pool_name: String,
+    site_name: String,
+    peer: String,
+    view: Mutex<PoolView>,
+    orders: watch::Sender<Orders>,
+}
+
+impl PoolControl {
+    /// For the replayer of `pool_name` from the site `site_name`; `peer` describes it.
+    pub fn new(pool_name: &str, site_name: &str, peer: String) -> Arc<Self> {
+        Arc::new(PoolControl {
+            pool_name: pool_name.to_string(),
+            site_name: site_name.to_string(),
+            peer,
+            view: Mutex::default(),
+            orders: watch::Sender::default(),
+        })
+    }
+
+    /// Changes the view.
+    pub fn show(&self, change: impl FnOnce(&mut PoolView)) {
+        change(&mut self.view());
+    }
+
+    /// The orders to follow.
+    pub fn orders(&self) -> watch::Receiver<Orders> {
+        self.orders.subscribe()
+    }
+
+    fn view(&self) -> MutexGuard<'_, PoolView> {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn status(&self) -> Value {
+        let view = self.view().clone();
+        let state = if self.orders.borrow().stopped {
+            "stopped (manual)"
+        } else {
+            &view.state
+        };
+        let mut namespaces = view.namespaces.iter();
+        let images = |reports: &Reports| {
+            let reports = reports.current();
+            reports
+                .into_iter()
+                .map(|(id, report)| image_status(&self.pool_name, &id, &report))
+                .collect::<Vec<_>>()
+        };
+        let default = namespaces
+            .next()
+            .filter(|(name, _)| name.is_empty())
+            .map(|(_, reports)| images(reports));
+        let named = view.namespaces.iter().filter(|(name, _)| !name.is_empty());
+        let named: Vec<_> = named
+            .map(|(name, reports)| json!({"name": name, "image_replayers": images(reports)}))
+            .collect();
+        json!({
+            "peer": self.peer,
+            "pool": self.pool_name,
+            "instance_id": view.instance_id,
+            "state": state,
+            "leader_instance_id": view.leader_instance_id,
+            "leader": view.leader,
+            "image_replayers": default.unwrap_or_default(),
+            "namespaces": named,
+        })
+    }
+
+    /// Namespace and global id of `[NAMESPACE/]IMAGE`.
+    fn find(&self, image: &str) -> Option<(ImageKey, Reports)> {
+        let (namespace, name) = image.split_once('/').unwrap_or(("", image));
+        let reports = self.view().namespaces.get(namespace)?.clone();
+        let id = reports.by_name(name)?;
+        Some(((namespace.to_string(), id), reports))
+    }
+}
+
+fn image_status(pool_name: &str, global_image_id: &str, report: &Report) -> Value {
+    json!({
+        "name": format!("{pool_name}/{}", report.image_name),
+        "global_image_id": global_image_id,
+        "state": report.state,
+        "description": report.description,
+    })
+}
+
+/// All pool replayers; a cheap handle.
+#[derive(Clone, Default)]
+pub struct Control {
+    pools: Arc<Mutex<Vec<Weak<PoolControl>>>>,
+}
+
+impl Control {
+    /// Adds a pool replayer, for as long as it lives.
+    pub fn register(&self, pool: &Arc<PoolControl>) {
+        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.retain(|pool| pool.strong_count() > 0);
+        pools.push(Arc::downgrade(pool));
+    }
+
+    /// Carries out a command of the admin socket. The error is a sentence.
+    pub fn execute(&self, command: &Command) -> Result<Value, String> {
+        let pools = self.pools();
+        match command.target.as_slice() {
+            [] => Ok(on_pools(
+                command.name,
+                &pools,
+                |all| json!({"pool_replayers": all}),
+            )),
+            [pool, site] => {
+                let matching = |p: &Arc<PoolControl>| p.pool_name == *pool && p.site_name == *site;
+                let found: Vec<_> = pools.into_iter().filter(matching).collect();
+                if found.is_empty() {
+                    return Err(format!("pool '{pool}' is not mirrored from site '{site}'"));
+                }
+                Ok(on_pools(command.name, &found, |mut one| one.swap_remove(0)))
+            }
+            [image] => {
+                let unknown =
+                    || format!("there is no mirrored image '{image}' (POOL/[NAMESPACE/]IMAGE) here");
+                let (pool, image) = image.split_once('/').ok_or_else(unknown)?;
+                let found = pools
+                    .iter()
+                    .filter(|p| p.pool_name == pool)
+                    .find_map(|p| Some((p, p.find(image)?)));
+                let (pool, (key, reports)) = found.ok_or_else(unknown)?;
+                on_image(command.name, pool, key, &reports)
+            }
+            _ => Err("name a pool and its peer's site, or POOL/[NAMESPACE/]IMAGE".to_string()),
+        }
+    }
+
+    fn pools(&self) -> Vec<Arc<PoolControl>> {
+        let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+fn on_pools(command: &str, pools: &[Arc<PoolControl>], status: impl FnOnce(Vec<Value>) -> Value) -> Value {
+    let order = |change: fn(&mut Orders)| {
+        for pool in pools {
+            pool.orders.send_modify(change);
+        }
+        Value::Null
+    };
+    match command {
+        "rbd mirror status" => status(pools.iter().map(|pool| pool.status()).collect()),
+        "rbd mirror start" => order(|orders| {
+            orders.stopped = false;
+            orders.stopped_images.clear();
+        }),
+        "rbd mirror stop" => order(|orders| orders.stopped = true),
+        "rbd mirror restart" => order(|orders| {
+            orders.stopped = false;
+            orders.stopped_images.clear();
+            orders.restarts += 1;
+        }),
+        "rbd mirror leader release" => order(|orders| orders.leader_releases += 1),
+        // Snapshot mode has nothing that waits to be flushed.
+        _ => Value::Null,
+    }
+}
+
+fn on_image(command: &str, pool: &PoolControl, key: ImageKey, reports: &Reports) -> Result<Value, String> {
+    match command {
+        "rbd mirror status" => {
+            let reports = reports.current();
+            let found = reports.iter().find(|(id, _)| *id == key.1);
+            return Ok(found.map_or(Value::Null, |(id, report)| {
+                image_status(&pool.pool_name, id, report)
+            }));
+        }
+        "rbd mirror start" => pool.orders.send_modify(|orders| {
+            orders.stopped_images.remove(&key);
+        }),
+        "rbd mirror stop" => pool.orders.send_modify(|orders| {
+            orders.stopped_images.insert(key);
+        }),
+        "rbd mirror restart" => pool.orders.send_modify(|orders| {
+            orders.stopped_images.remove(&key);
+            *orders.image_restarts.entry(key).or_default() += 1;
+        }),
+        "rbd mirror leader release" => {
+            return Err("an image has no leader; name a pool and its peer's site".into());
+        }
+        _ => {}
+    }
+    Ok(Value::Null)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(name: &'static str, target: &[&str]) -> Command {
+        Command {
+            name,
+            target: target.iter().map(|word| word.to_string()).collect(),
+        }
+    }
+
+    #[test]
+    fn orders_reach_the_pool_and_the_image() {
+        let control = Control::default();
+        let pool = PoolControl::new(
+            "data",
+            "site-b",
+            "uuid: u cluster: site-b client: client.x".into(),
+        );
+        control.register(&pool);
+        let reports = Reports::default();
+        let sender = reports.open(&"gid".into(), Report::default());
+        sender.send_modify(|report| report.image_name = "disk".into());
+        pool.show(|view| view.namespaces = [("ns".to_string(), reports)].into());
+
+        assert!(
+            control
+                .execute(&command("rbd mirror stop", &["data", "site-b"]))
+                .is_ok()
+        );
+        assert!(pool.orders().borrow().stopped);
+        assert!(
+            control
+                .execute(&command("rbd mirror stop", &["data/ns/disk"]))
+                .is_ok()
+        );
+        let key = ("ns".to_string(), "gid".into());
+        assert!(pool.orders().borrow().stopped_images.contains(&key));
+        assert!(control.execute(&command("rbd mirror restart", &[])).is_ok());
+        let orders = pool.orders().borrow().clone();
+        assert_eq!(
+            (orders.stopped, orders.stopped_images.len(), orders.restarts),
+            (false, 0, 1)
+        );
+
+        for unknown in [
+            &["data", "elsewhere"][..],
+            &["data/disk"],
+            &["disk"],
+            &["a", "b", "c"],
+        ] {
+            assert!(control.execute(&command("rbd mirror status", unknown)).is_err());
+        }
+        let status = control.execute(&command("rbd mirror status", &[])).unwrap();
+        assert_eq!(
+            status["pool_replayers"][0]["namespaces"][0]["image_replayers"][0]["name"],
+            "data/disk"
+        );
+        drop(pool);
+        assert_eq!(
+            control.execute(&command("rbd mirror status", &[])).unwrap(),
+            json!({"pool_replayers": []})
+        );
+    }
+}

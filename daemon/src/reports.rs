@@ -1,0 +1,108 @@
+//! The reports of all images of one namespace: written by the image tasks, read by status publication, service daemon
+//! and admin socket.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use crate::report::{ReplayState, Report};
+
+/// Reports by global image id; a cheap handle.
+#[derive(Clone, Default)]
+pub struct Reports {
+    images: Arc<Mutex<BTreeMap<Arc<str>, watch::Receiver<Report>>>>,
+}
+
+/// How many images are in which condition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// All of them.
+    pub assigned: usize,
+    /// Those of unknown state.
+    pub warning: usize,
+    /// Those that failed.
+    pub error: usize,
+}
+
+impl Reports {
+    /// Opens an image's report, in place of an earlier one.
+    pub fn open(&self, global_image_id: &Arc<str>, first: Report) -> watch::Sender<Report> {
+        let (sender, receiver) = watch::channel(first);
+        self.lock().insert(global_image_id.clone(), receiver);
+        sender
+    }
+
+    /// Forgets an image.
+    pub fn close(&self, global_image_id: &str) {
+        self.lock().remove(global_image_id);
+    }
+
+    /// The current reports.
+    pub fn current(&self) -> Vec<(Arc<str>, Report)> {
+        self.lock()
+            .iter()
+            .map(|(id, report)| (id.clone(), report.borrow().clone()))
+            .collect()
+    }
+
+    /// Calls `visit` with each image and its current report.
+    pub fn visit(&self, mut visit: impl FnMut(&Arc<str>, &Report)) {
+        for (id, report) in self.lock().iter() {
+            visit(id, &report.borrow());
+        }
+    }
+
+    /// Global id of the image whose local name is `name`.
+    pub fn by_name(&self, name: &str) -> Option<Arc<str>> {
+        let images = self.lock();
+        images
+            .iter()
+            .find(|(_, report)| report.borrow().image_name == name)
+            .map(|(id, _)| id.clone())
+    }
+
+    /// Counts the images.
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        self.visit(|_, report| {
+            counts.assigned += 1;
+            match report.state {
+                ReplayState::Error => counts.error += 1,
+                ReplayState::Unknown => counts.warning += 1,
+                _ => {}
+            }
+        });
+        counts
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, watch::Receiver<Report>>> {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_are_counted_and_found_by_name() {
+        let reports = Reports::default();
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        let sender = reports.open(&a, Report::default());
+        let failed = reports.open(&b, Report::new(ReplayState::Error, "split-brain"));
+        sender.send_modify(|report| report.image_name = "disk".into());
+        assert_eq!(reports.by_name("disk"), Some(a));
+        assert_eq!(
+            reports.counts(),
+            Counts {
+                assigned: 2,
+                warning: 0,
+                error: 1
+            }
+        );
+        drop(failed);
+        reports.close("b");
+        assert_eq!(reports.current().len(), 1);
+    }
+}

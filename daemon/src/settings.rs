@@ -1,0 +1,99 @@
+//! The options of Ceph that steer the daemon, typed, with Ceph's names and defaults.
+//!
+//! They come from wherever librados got them: command line, configuration file, or the monitors' configuration store.
+//! Reference: `src/common/options/rbd-mirror.yaml.in`, `rbd.yaml.in`.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+/// What was configured.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// `rbd_mirror_leader_heartbeat_interval`: how often a leader tells the others that it lives.
+    pub leader_heartbeat_interval: Duration,
+    /// `rbd_blocklist_expire_seconds`: for how long a dead leader is fenced, in seconds; 0 leaves it to the monitors.
+    pub blocklist_expire_seconds: u64,
+    /// `rbd_mirror_concurrent_image_syncs`: first copies and resyncs at once in a pool.
+    pub concurrent_image_syncs: usize,
+    /// `rbd_mirror_concurrent_image_deletions`: removals of local images at once in a pool.
+    pub concurrent_image_deletions: usize,
+    /// `rbd_mirror_pool_replayers_refresh_interval`: how often everything is looked at again, whether or not anything
+    /// was announced.
+    pub refresh_interval: Duration,
+    /// `rbd_mirror_image_state_check_interval`: how often a stopped image is looked at again.
+    pub image_state_check_interval: Duration,
+    /// `rbd_mirroring_delete_delay`: how long a removed image stays in the trash.
+    pub delete_delay: Duration,
+    /// `rbd_mirroring_max_mirroring_snapshots`: mirror-snapshots kept per image.
+    pub max_mirroring_snapshots: u64,
+    /// `rbd_mirror_memory_target`: how much memory the daemon may take, in bytes.
+    pub memory_target_bytes: u64,
+}
+
+impl Settings {
+    /// Reads the options through `lookup`, which knows an option's value by its name. Values that make no sense are
+    /// logged and replaced by the default.
+    pub fn read(lookup: impl Fn(&str) -> Option<String>) -> Self {
+        let source = Source { lookup };
+        Settings {
+            leader_heartbeat_interval: source.seconds("rbd_mirror_leader_heartbeat_interval", 5.0),
+            blocklist_expire_seconds: source.value("rbd_blocklist_expire_seconds", 0),
+            concurrent_image_syncs: source.value("rbd_mirror_concurrent_image_syncs", 5),
+            concurrent_image_deletions: source.value("rbd_mirror_concurrent_image_deletions", 1),
+            refresh_interval: source.seconds("rbd_mirror_pool_replayers_refresh_interval", 30.0),
+            image_state_check_interval: source.seconds("rbd_mirror_image_state_check_interval", 30.0),
+            delete_delay: source.seconds("rbd_mirroring_delete_delay", 0.0),
+            max_mirroring_snapshots: source.value("rbd_mirroring_max_mirroring_snapshots", 5),
+            memory_target_bytes: source.value("rbd_mirror_memory_target", 4 << 30),
+        }
+    }
+}
+
+struct Source<F> {
+    lookup: F,
+}
+
+impl<F: Fn(&str) -> Option<String>> Source<F> {
+    fn value<T: FromStr + Copy + std::fmt::Display>(&self, option: &str, default: T) -> T {
+        match (self.lookup)(option) {
+            None => default,
+            Some(text) => text.trim().parse().unwrap_or_else(|_| {
+                tracing::warn!("option {option} is set to '{text}', which is not valid; using {default}");
+                default
+            }),
+        }
+    }
+
+    fn seconds(&self, option: &str, default: f64) -> Duration {
+        let seconds: f64 = self.value(option, default);
+        Duration::try_from_secs_f64(seconds).unwrap_or_else(|_| {
+            tracing::warn!(
+                "option {option} is set to {seconds} seconds, which is not valid; using {default}"
+            );
+            Duration::from_secs_f64(default)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_cephs_and_nonsense_falls_back_to_them() {
+        let defaults = Settings::read(|_| None);
+        assert_eq!(defaults.leader_heartbeat_interval, Duration::from_secs(5));
+        assert_eq!(defaults.memory_target_bytes, 4294967296);
+        assert_eq!(Settings::read(|_| Some("nonsense".into())), defaults);
+        assert_eq!(Settings::read(|_| Some("-1".into())).delete_delay, Duration::ZERO);
+    }
+
+    #[test]
+    fn values_are_read_by_name() {
+        let one = |name: &str| (name == "rbd_mirror_leader_heartbeat_interval").then(|| "0.5".to_string());
+        assert_eq!(
+            Settings::read(one).leader_heartbeat_interval,
+            Duration::from_millis(500)
+        );
+    }
+}
