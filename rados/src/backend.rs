@@ -43,7 +43,13 @@ pub trait Backend: Send + Sync + 'static {
     /// Watches an object. The cluster forgets a silent watcher after `timeout`.
     fn watch(&self, location: &Location, object: &str, timeout: Duration) -> Pending<Watch>;
     /// Notifies all watchers of an object and gathers their answers for at most `timeout`.
-    fn notify(&self, location: &Location, object: &str, payload: Bytes, timeout: Duration) -> Pending<NotifyReply>;
+    fn notify(
+        &self,
+        location: &Location,
+        object: &str,
+        payload: Bytes,
+        timeout: Duration,
+    ) -> Pending<NotifyReply>;
     /// Runs a command (JSON) of a monitor or the manager.
     fn command(&self, target: CommandTarget, command: String, input: Bytes) -> Pending<CommandReply>;
     /// Every pool: number and name.
@@ -125,7 +131,9 @@ pub struct NotifyAnswer {
 impl NotifyAnswer {
     /// An answer that is handed to `send`.
     pub fn new(send: impl FnOnce(Bytes) + Send + 'static) -> Self {
-        NotifyAnswer { send: Some(Box::new(send)) }
+        NotifyAnswer {
+            send: Some(Box::new(send)),
+        }
     }
 
     /// Answers with `payload`.

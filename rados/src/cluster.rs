@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -40,7 +41,10 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { operations: 1024, bytes: 256 << 20 }
+        Limits {
+            operations: 1024,
+            bytes: 256 << 20,
+        }
     }
 }
 
@@ -67,6 +71,15 @@ pub struct CommandReply {
 pub async fn connect(options: ConnectOptions) -> Result<Cluster> {
     let backend = crate::librados::connect(options).await?;
     Ok(Cluster::new(backend))
+}
+
+/// Waits until every connection of this process that was dropped is closed, at most for `timeout`; true when none is left.
+///
+/// Closing happens in the background, because librados waits for its own threads meanwhile. A program that ends should
+/// wait for it, so that no thread of librados still runs while the process tears its memory down. A connection that is
+/// still held, or has operations in flight, counts as open.
+pub async fn all_closed(timeout: Duration) -> bool {
+    crate::librados::all_closed(timeout).await
 }
 
 /// A connected cluster: cheap to clone, closed when the last clone and everything opened from it is gone.
@@ -113,7 +126,13 @@ impl Cluster {
 
     /// A namespace of a pool.
     pub fn namespace(&self, pool: PoolId, namespace: &str) -> IoCtx {
-        IoCtx::new(self.backend.clone(), Location { pool, namespace: namespace.into() })
+        IoCtx::new(
+            self.backend.clone(),
+            Location {
+                pool,
+                namespace: namespace.into(),
+            },
+        )
     }
 
     /// Every pool: number and name.
@@ -135,7 +154,9 @@ impl Cluster {
         command: serde_json::Value,
         input: impl Into<Bytes>,
     ) -> Result<CommandReply> {
-        self.backend.command(target, command.to_string(), input.into()).await
+        self.backend
+            .command(target, command.to_string(), input.into())
+            .await
     }
 
     /// Value of a key of the monitors' config-key store; `None` when there is no such key.

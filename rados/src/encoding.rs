@@ -31,7 +31,9 @@ pub enum DecodeError {
         left: usize,
     },
     /// A struct is newer than this program understands.
-    #[error("{what} has encoding version {version}, readable from version {compat} on; this program knows {known}")]
+    #[error(
+        "{what} has encoding version {version}, readable from version {compat} on; this program knows {known}"
+    )]
     TooNew {
         /// What was being decoded.
         what: &'static str,
@@ -107,7 +109,10 @@ impl Encoder {
 
     /// Appends a count or length as u32.
     pub fn count(&mut self, n: usize) -> &mut Self {
-        debug_assert!(u32::try_from(n).is_ok(), "a container of {n} elements has no encoding");
+        debug_assert!(
+            u32::try_from(n).is_ok(),
+            "a container of {n} elements has no encoding"
+        );
         self.u32(n as u32)
     }
 
@@ -192,7 +197,11 @@ macro_rules! decode_int {
 impl<'a> Decoder<'a> {
     /// A reader of `input`; `what` names it in errors.
     pub fn new(input: &'a [u8], what: &'static str) -> Self {
-        Decoder { input, offset: 0, what }
+        Decoder {
+            input,
+            offset: 0,
+            what,
+        }
     }
 
     decode_int!(u8: u8, u16: u16, u32: u32, u64: u64, i32: i32, i64: i64);
@@ -206,7 +215,12 @@ impl<'a> Decoder<'a> {
     pub fn raw(&mut self, length: usize) -> Result<&'a [u8], DecodeError> {
         let left = self.left();
         if length > left {
-            return Err(DecodeError::Truncated { what: self.what, offset: self.offset, needed: length, left });
+            return Err(DecodeError::Truncated {
+                what: self.what,
+                offset: self.offset,
+                needed: length,
+                left,
+            });
         }
         let bytes = &self.input[self.offset..self.offset + length];
         self.offset += length;
@@ -231,7 +245,12 @@ impl<'a> Decoder<'a> {
         let needed = count.saturating_mul(element_bytes_min.max(1));
         let left = self.left();
         if needed > left {
-            return Err(DecodeError::Truncated { what: self.what, offset: self.offset, needed, left });
+            return Err(DecodeError::Truncated {
+                what: self.what,
+                offset: self.offset,
+                needed,
+                left,
+            });
         }
         Ok(count)
     }
@@ -267,12 +286,21 @@ impl<'a> Decoder<'a> {
         let version = self.u8()?;
         let compat = self.u8()?;
         if compat > known {
-            return Err(DecodeError::TooNew { what, version, compat, known });
+            return Err(DecodeError::TooNew {
+                what,
+                version,
+                compat,
+                known,
+            });
         }
         let length = self.u32()? as usize;
         let start = self.offset;
         let body = self.raw(length)?;
-        let mut inner = Decoder { input: &self.input[..start + body.len()], offset: start, what };
+        let mut inner = Decoder {
+            input: &self.input[..start + body.len()],
+            offset: start,
+            what,
+        };
         fields(&mut inner, version)
     }
 
@@ -283,7 +311,10 @@ impl<'a> Decoder<'a> {
 
     /// An error about a value just read.
     pub fn invalid(&self, why: impl Into<String>) -> DecodeError {
-        DecodeError::Invalid { what: self.what, why: why.into() }
+        DecodeError::Invalid {
+            what: self.what,
+            why: why.into(),
+        }
     }
 }
 
@@ -317,7 +348,14 @@ mod tests {
         e.versioned(5, 4, |_| {});
         let bytes = e.finish();
         let refused = Decoder::new(&bytes, "test").versioned("thing", 3, |_, _| Ok(()));
-        assert!(matches!(refused, Err(DecodeError::TooNew { compat: 4, known: 3, .. })));
+        assert!(matches!(
+            refused,
+            Err(DecodeError::TooNew {
+                compat: 4,
+                known: 3,
+                ..
+            })
+        ));
 
         let lying = [0xff, 0xff, 0xff, 0xff, 1, 2, 3];
         assert!(Decoder::new(&lying, "test").string_map().is_err());

@@ -50,12 +50,24 @@ impl IoCtx {
 
     /// The same namespace of another pool.
     pub fn with_pool(&self, pool: PoolId) -> IoCtx {
-        IoCtx::new(self.backend.clone(), Location { pool, namespace: self.location.namespace.clone() })
+        IoCtx::new(
+            self.backend.clone(),
+            Location {
+                pool,
+                namespace: self.location.namespace.clone(),
+            },
+        )
     }
 
     /// Another namespace of the same pool.
     pub fn with_namespace(&self, namespace: &str) -> IoCtx {
-        IoCtx::new(self.backend.clone(), Location { pool: self.location.pool, namespace: namespace.into() })
+        IoCtx::new(
+            self.backend.clone(),
+            Location {
+                pool: self.location.pool,
+                namespace: namespace.into(),
+            },
+        )
     }
 
     /// Reads one object.
@@ -75,7 +87,13 @@ impl IoCtx {
     }
 
     /// Calls a class method that reads; answers with its output.
-    pub async fn exec(&self, object: &str, class: &str, method: &str, input: impl Into<Bytes>) -> Result<Bytes> {
+    pub async fn exec(
+        &self,
+        object: &str,
+        class: &str,
+        method: &str,
+        input: impl Into<Bytes>,
+    ) -> Result<Bytes> {
         let reply = self.read(ReadOp::new(object).exec(class, method, input)).await?;
         match reply.answers.into_iter().next() {
             Some(ReadAnswer::Data(output)) => Ok(output),
@@ -84,8 +102,16 @@ impl IoCtx {
     }
 
     /// Calls a class method that writes.
-    pub async fn exec_write(&self, object: &str, class: &str, method: &str, input: impl Into<Bytes>) -> Result<()> {
-        self.write(WriteOp::new(object).exec(class, method, input)).await.map(drop)
+    pub async fn exec_write(
+        &self,
+        object: &str,
+        class: &str,
+        method: &str,
+        input: impl Into<Bytes>,
+    ) -> Result<()> {
+        self.write(WriteOp::new(object).exec(class, method, input))
+            .await
+            .map(drop)
     }
 
     /// Bytes of an object's range at `snap`; short at its end.
@@ -114,7 +140,11 @@ impl IoCtx {
 
     /// A page of omap entries: keys greater than `after` that start with `prefix`.
     pub async fn omap_page(&self, object: &str, after: &str, prefix: &str, max: u64) -> Result<OmapPage> {
-        let sub = ReadSub::OmapGet { after: after.into(), prefix: prefix.into(), max };
+        let sub = ReadSub::OmapGet {
+            after: after.into(),
+            prefix: prefix.into(),
+            max,
+        };
         match self.read_one(object, SnapId::HEAD, sub).await? {
             ReadAnswer::Omap(page) => Ok(page),
             _ => Err(unexpected(object)),
@@ -137,7 +167,9 @@ impl IoCtx {
 
     /// Removes an object; ENOENT when there is none.
     pub async fn remove(&self, object: &str) -> Result<()> {
-        self.write(WriteOp::new(object).with(crate::op::WriteSub::Remove)).await.map(drop)
+        self.write(WriteOp::new(object).with(crate::op::WriteSub::Remove))
+            .await
+            .map(drop)
     }
 
     /// Allocates a self-managed snapshot id (a monitor round).
@@ -162,10 +194,15 @@ impl IoCtx {
 
     /// Notifies the watchers of an object.
     pub async fn notify(&self, object: &str, payload: Bytes, timeout: Duration) -> Result<NotifyReply> {
-        self.backend.notify(&self.location, object, payload, timeout).await
+        self.backend
+            .notify(&self.location, object, payload, timeout)
+            .await
     }
 }
 
 fn unexpected(object: &str) -> Error {
-    Error::new(libc::EBADMSG, format!("cannot use the answer to an operation on object '{object}'"))
+    Error::new(
+        libc::EBADMSG,
+        format!("cannot use the answer to an operation on object '{object}'"),
+    )
 }

@@ -15,7 +15,9 @@
 
 pub mod backend;
 pub mod cluster;
+mod describe;
 pub mod encoding;
+pub mod entity;
 pub mod error;
 pub mod fault;
 pub mod ioctx;
@@ -25,8 +27,10 @@ pub mod op;
 pub mod types;
 
 pub use backend::{Backend, Location, NotifyAnswer, NotifyReply, Pending, Watch, WatchEvent};
-pub use cluster::{Cluster, CommandReply, CommandTarget, ConnectOptions, Limits, connect};
+pub use cluster::{Cluster, CommandReply, CommandTarget, ConnectOptions, Limits, all_closed, connect};
 pub use error::{Error, ErrorClass, Result};
 pub use ioctx::IoCtx;
-pub use op::{ChecksumKind, Clone, CloneSet, OmapPage, ReadAnswer, ReadOp, ReadReply, ReadSub, WriteOp, WriteSub};
+pub use op::{
+    ChecksumKind, Clone, CloneSet, OmapPage, ReadAnswer, ReadOp, ReadReply, ReadSub, WriteOp, WriteSub,
+};
 pub use types::{Extent, PoolId, SnapContext, SnapId};

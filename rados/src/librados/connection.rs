@@ -1,0 +1,483 @@
+//! A connection of librados: configuration, I/O contexts, bounds on what is in flight, shutdown.
+//!
+//! What is set before the caller's own options, and why:
+//! * `admin_socket` is emptied: librados would open one per handle, at the path that belongs to the daemon.
+//! * `objecter_inflight_ops` and `objecter_inflight_op_bytes` are 0, no throttle: a full one blocks the thread that
+//!   submits, which here is an async worker. [`Bounds`] stands in front of it and makes the *task* wait instead.
+//!
+//! Invariants:
+//! * A [`Permit`] is held until the operation is completed, also when nobody waits for it any more.
+//! * `rados_shutdown` waits for threads of librados, and may be provoked from one of them (the last reference to a
+//!   connection can be that of a completion): it runs on a thread of its own.
+//! * An [`Io`] goes before its connection: `rados_ioctx_destroy` before `rados_shutdown`.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char};
+use std::path::Path;
+use std::ptr;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use ceph::rados as c;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::blocking;
+use super::ffi;
+use crate::backend::Location;
+use crate::cluster::{ConnectOptions, Limits};
+use crate::error::{Error, Result};
+
+/// Blocking calls that one connection runs at once; more wait their turn.
+const BLOCKING_CALLS_MAX: usize = 16;
+
+/// Bytes that one permit of the byte bound stands for.
+const BYTES_PER_PERMIT: u64 = 1024;
+
+/// What is set before the caller's options (see the head of this file).
+const PRESET: [(&str, &str); 3] = [
+    ("admin_socket", ""),
+    ("objecter_inflight_ops", "0"),
+    ("objecter_inflight_op_bytes", "0"),
+];
+
+/// A connected cluster handle.
+pub(super) struct Connection {
+    cluster: Handle,
+    contexts: Mutex<HashMap<Location, Arc<RawIo>>>,
+    /// What the options of [`PRESET`] were before they were set, for [`Connection::config`].
+    configured: HashMap<String, String>,
+    bounds: Bounds,
+    /// Bounds the threads of `blocking`.
+    pub(super) blocking_calls: Arc<Semaphore>,
+    pub(super) fsid: String,
+    pub(super) instance_id: u64,
+    pub(super) address: String,
+}
+
+/// A `rados_t`.
+#[derive(Clone, Copy)]
+pub(super) struct Handle(pub(super) c::rados_t);
+
+// SAFETY: librados synchronizes access to a cluster handle by itself; it may be used from any thread.
+unsafe impl Send for Handle {}
+// SAFETY: as above.
+unsafe impl Sync for Handle {}
+
+impl Handle {
+    /// Ends the handle and frees it; waits for threads of librados. To be called once, by the last user.
+    fn shut_down(self) {
+        // SAFETY: nobody uses the handle any more: whatever is in flight holds a reference to its connection.
+        unsafe { c::rados_shutdown(self.0) };
+    }
+}
+
+impl Connection {
+    /// Connects; waits for the monitors.
+    pub(super) fn open(options: &ConnectOptions) -> Result<Connection> {
+        let cluster_name = default_to(&options.cluster_name, "ceph");
+        let client_name = default_to(&options.client_name, "client.admin");
+        let what = format!("cannot connect to cluster '{cluster_name}' as {client_name}");
+        let mut cluster = ptr::null_mut();
+        let (cluster_c, client_c) = (c_string(cluster_name)?, c_string(client_name)?);
+        // SAFETY: both strings live across the call, `cluster` is a valid place for the handle.
+        let created = unsafe { c::rados_create2(&mut cluster, cluster_c.as_ptr(), client_c.as_ptr(), 0) };
+        check(created, || what.clone())?;
+        let counted = OpenCount::new();
+        let unconnected = Unconnected(Handle(cluster));
+        let handle = unconnected.0;
+        let configured = configure(handle, options)?;
+        // SAFETY: the handle is live and configured.
+        let connected = unsafe { c::rados_connect(handle.0) };
+        check(connected, || format!("{what}{}", connect_hint(-connected)))?;
+        // SAFETY: the handle is connected.
+        let instance_id = unsafe { c::rados_get_instance_id(handle.0) };
+        let (fsid, address) = (fsid(handle)?, address(handle)?);
+        std::mem::forget((unconnected, counted));
+        Ok(Connection {
+            cluster: handle,
+            contexts: Mutex::default(),
+            configured,
+            bounds: Bounds::new(options.limits),
+            blocking_calls: Arc::new(Semaphore::new(BLOCKING_CALLS_MAX)),
+            fsid,
+            instance_id,
+            address,
+        })
+    }
+
+    /// The cluster handle, live as long as this connection.
+    pub(super) fn handle(&self) -> Handle {
+        self.cluster
+    }
+
+    /// Waits for room within the bounds.
+    pub(super) async fn permit(&self, bytes: u64) -> Permit {
+        self.bounds.permit(bytes).await
+    }
+
+    /// The value of a configuration option.
+    pub(super) fn config(&self, option: &str) -> Option<String> {
+        match self.configured.get(option) {
+            Some(value) => Some(value.clone()),
+            None => conf_get(self.cluster, option),
+        }
+    }
+
+    /// The I/O context of a location; ENOENT when there is no such pool.
+    ///
+    /// The first use of a location may wait for a new OSD map, on a thread of its own. Contexts are kept: there are few
+    /// locations, and a pool's number is never used again.
+    pub(super) async fn io(self: &Arc<Self>, location: &Location) -> Result<Io> {
+        let known = self.contexts().get(location).cloned();
+        let raw = match known {
+            Some(raw) => raw,
+            None => {
+                let (connection, location) = (self.clone(), location.clone());
+                blocking::on_thread_of(self, move || connection.open_io(location)).await?
+            }
+        };
+        Ok(Io {
+            raw,
+            connection: self.clone(),
+        })
+    }
+
+    fn open_io(&self, location: Location) -> Result<Arc<RawIo>> {
+        let namespace = c_string(&location.namespace)?;
+        let mut io = ptr::null_mut();
+        // SAFETY: the handle is connected, `io` is a valid place for the context.
+        let created = unsafe { c::rados_ioctx_create2(self.cluster.0, location.pool.0, &mut io) };
+        check(created, || format!("cannot open pool {}", location.pool))?;
+        // SAFETY: `io` was just made and is not shared yet.
+        unsafe { c::rados_ioctx_set_namespace(io, namespace.as_ptr()) };
+        let raw = Arc::new(RawIo(io));
+        Ok(self.contexts().entry(location).or_insert(raw).clone())
+    }
+
+    fn contexts(&self) -> MutexGuard<'_, HashMap<Location, Arc<RawIo>>> {
+        self.contexts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.contexts().clear();
+        let cluster = self.cluster;
+        let shutdown = move || {
+            cluster.shut_down();
+            drop(OpenCount);
+        };
+        // Without a thread the handle leaks, which is harmless, while waiting here might never end.
+        if let Err(error) = std::thread::Builder::new()
+            .name("rados-shutdown".into())
+            .spawn(shutdown)
+        {
+            tracing::warn!(
+                "cannot start a thread to close the connection to cluster {}: {error}",
+                self.fsid
+            );
+        }
+    }
+}
+
+/// A handle that is shut down unless it gets connected.
+struct Unconnected(Handle);
+
+impl Drop for Unconnected {
+    fn drop(&mut self) {
+        self.0.shut_down();
+    }
+}
+
+/// Counts handles that are connecting, connected or being shut down in this process; one per live value.
+struct OpenCount;
+
+static OPEN: Mutex<usize> = Mutex::new(0);
+static CLOSED: Condvar = Condvar::new();
+
+impl OpenCount {
+    fn new() -> OpenCount {
+        *OPEN.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        OpenCount
+    }
+}
+
+impl Drop for OpenCount {
+    fn drop(&mut self) {
+        *OPEN.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        CLOSED.notify_all();
+    }
+}
+
+/// Waits until every connection of this process is closed, at most for `timeout`; true when they are.
+pub(crate) async fn all_closed(timeout: Duration) -> bool {
+    let wait = move || {
+        let end = Instant::now() + timeout;
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        while *open > 0 {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            open = CLOSED
+                .wait_timeout(open, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        Ok(true)
+    };
+    blocking::on_own_thread(wait).await.unwrap_or(false)
+}
+
+/// A `rados_ioctx_t`.
+struct RawIo(c::rados_ioctx_t);
+
+// SAFETY: an I/O context may be used from any thread at once as long as its state (namespace, locator, snapshots) is not
+// changed; it is set only before the context is shared.
+unsafe impl Send for RawIo {}
+// SAFETY: as above.
+unsafe impl Sync for RawIo {}
+
+impl Drop for RawIo {
+    fn drop(&mut self) {
+        // SAFETY: the last user is gone.
+        unsafe { c::rados_ioctx_destroy(self.0) };
+    }
+}
+
+/// An I/O context and the connection that it lives on. Fields in the order in which they must go.
+#[derive(Clone)]
+pub(super) struct Io {
+    raw: Arc<RawIo>,
+    connection: Arc<Connection>,
+}
+
+impl Io {
+    /// The context, live as long as this value.
+    pub(super) fn raw(&self) -> c::rados_ioctx_t {
+        self.raw.0
+    }
+
+    /// The connection.
+    pub(super) fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+}
+
+/// Bounds on operations and bytes in flight.
+struct Bounds {
+    operations: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+    byte_permits: u32,
+}
+
+/// Room for one operation. Given back when dropped.
+pub(super) struct Permit {
+    _operation: OwnedSemaphorePermit,
+    _bytes: OwnedSemaphorePermit,
+}
+
+impl Bounds {
+    fn new(limits: Limits) -> Bounds {
+        let byte_permits = u32::try_from((limits.bytes as u64).div_ceil(BYTES_PER_PERMIT))
+            .unwrap_or(u32::MAX)
+            .max(1);
+        Bounds {
+            operations: Arc::new(Semaphore::new(limits.operations.clamp(1, Semaphore::MAX_PERMITS))),
+            bytes: Arc::new(Semaphore::new(byte_permits as usize)),
+            byte_permits,
+        }
+    }
+
+    /// Waits for room, in the order of arrival. An operation larger than the bound has it for itself.
+    async fn permit(&self, bytes: u64) -> Permit {
+        let wanted = u32::try_from(bytes.div_ceil(BYTES_PER_PERMIT))
+            .unwrap_or(u32::MAX)
+            .min(self.byte_permits);
+        let operation = self.operations.clone().acquire_owned().await;
+        let bytes = self.bytes.clone().acquire_many_owned(wanted).await;
+        match (operation, bytes) {
+            (Ok(operation), Ok(bytes)) => Permit {
+                _operation: operation,
+                _bytes: bytes,
+            },
+            _ => unreachable!("the semaphores of a connection are never closed"),
+        }
+    }
+}
+
+/// Applies configuration file, environment, [`PRESET`] and the caller's options, in this order. Answers with what the
+/// preset options would have been.
+fn configure(cluster: Handle, options: &ConnectOptions) -> Result<HashMap<String, String>> {
+    if !options.no_conf_file {
+        read_conf_file(cluster, options.conf_file.as_deref())?;
+    }
+    // SAFETY: the handle is live; a null name means CEPH_ARGS.
+    check(unsafe { c::rados_conf_parse_env(cluster.0, ptr::null()) }, || {
+        "cannot use the options in the environment variable CEPH_ARGS".into()
+    })?;
+    let mut configured = HashMap::new();
+    for (option, value) in PRESET {
+        if !options.options.contains_key(option) {
+            configured.extend(conf_get(cluster, option).map(|before| (option.to_string(), before)));
+            conf_set(cluster, option, value)?;
+        }
+    }
+    for (option, value) in &options.options {
+        conf_set(cluster, option, value)?;
+    }
+    Ok(configured)
+}
+
+fn read_conf_file(cluster: Handle, path: Option<&Path>) -> Result<()> {
+    let Some(path) = path else {
+        // SAFETY: the handle is live; a null path means the default places.
+        let read = unsafe { c::rados_conf_read_file(cluster.0, ptr::null()) };
+        if read == -libc::ENOENT {
+            tracing::debug!("no Ceph configuration file in the default places: defaults apply");
+            return Ok(());
+        }
+        return check(read, || {
+            "cannot read the Ceph configuration file in the default places".into()
+        });
+    };
+    let path_c = c_string(&path.to_string_lossy())?;
+    // SAFETY: the handle is live, the path lives across the call.
+    let read = unsafe { c::rados_conf_read_file(cluster.0, path_c.as_ptr()) };
+    check(read, || {
+        format!("cannot read the Ceph configuration file '{}'", path.display())
+    })
+}
+
+fn conf_set(cluster: Handle, option: &str, value: &str) -> Result<()> {
+    let (option_c, value_c) = (c_string(option)?, c_string(value)?);
+    // SAFETY: the handle is live, both strings live across the call.
+    let set = unsafe { c::rados_conf_set(cluster.0, option_c.as_ptr(), value_c.as_ptr()) };
+    // The value may be a key: it does not belong into a message.
+    check(set, || format!("cannot set the Ceph option '{option}'"))
+}
+
+fn conf_get(cluster: Handle, option: &str) -> Option<String> {
+    let option = CString::new(option).ok()?;
+    let mut buffer = vec![0u8; 1024];
+    loop {
+        // SAFETY: the handle is live, the buffer is as long as is said.
+        let got = unsafe {
+            c::rados_conf_get(
+                cluster.0,
+                option.as_ptr(),
+                buffer.as_mut_ptr().cast(),
+                buffer.len(),
+            )
+        };
+        if got == -libc::ENAMETOOLONG && buffer.len() < 1 << 20 {
+            buffer.resize(buffer.len() * 4, 0);
+        } else if got < 0 {
+            return None;
+        } else {
+            return Some(
+                CStr::from_bytes_until_nul(&buffer)
+                    .ok()?
+                    .to_string_lossy()
+                    .into_owned(),
+            );
+        }
+    }
+}
+
+fn fsid(cluster: Handle) -> Result<String> {
+    let mut buffer = [0u8; 64];
+    // SAFETY: the handle is connected, the buffer is as long as is said.
+    let got = unsafe { c::rados_cluster_fsid(cluster.0, buffer.as_mut_ptr().cast(), buffer.len()) };
+    check(got, || "cannot learn the fsid of the cluster".into())?;
+    Ok(CStr::from_bytes_until_nul(&buffer)
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned())
+}
+
+/// This client's address without its protocol, as blocklists take and print it.
+fn address(cluster: Handle) -> Result<String> {
+    let mut text: *mut c_char = ptr::null_mut();
+    // SAFETY: the handle is connected, `text` is a valid place for the answer.
+    check(unsafe { ffi::rados_getaddrs(cluster.0, &mut text) }, || {
+        "cannot learn this client's address".into()
+    })?;
+    // SAFETY: on success `text` is a string that was allocated with malloc and is ours.
+    let address = unsafe {
+        let address = CStr::from_ptr(text).to_string_lossy().into_owned();
+        libc::free(text.cast());
+        address
+    };
+    Ok(bare_address(&address).to_string())
+}
+
+/// `v1:1.2.3.4:0/5` and `any:1.2.3.4:0/5` without what stands before the first address.
+fn bare_address(address: &str) -> &str {
+    let one = address
+        .trim_start_matches('[')
+        .split([']', ','])
+        .next()
+        .unwrap_or(address);
+    // An IPv6 address keeps its own bracket.
+    let one = if one.len() < address.len() && address.contains("[[") {
+        address
+    } else {
+        one
+    };
+    ["v1:", "v2:", "any:"]
+        .iter()
+        .find_map(|prefix| one.strip_prefix(prefix))
+        .unwrap_or(one)
+}
+
+/// What most likely is wrong when connecting fails.
+fn connect_hint(errno: i32) -> &'static str {
+    match errno {
+        libc::ENOENT => " (no monitor address, or no keyring with a key for this client, was found)",
+        libc::EACCES | libc::EPERM => " (the monitors refused the client's key)",
+        libc::ETIMEDOUT => " (no monitor answered)",
+        libc::EINVAL => " (an option or the key has no valid form)",
+        _ => "",
+    }
+}
+
+fn default_to<'a>(value: &'a str, default: &'a str) -> &'a str {
+    if value.is_empty() { default } else { value }
+}
+
+/// A string for C; EINVAL when it holds a zero byte.
+pub(super) fn c_string(text: &str) -> Result<CString> {
+    CString::new(text).map_err(|_| {
+        Error::new(
+            libc::EINVAL,
+            format!("cannot pass on {text:?}, which has a zero byte"),
+        )
+    })
+}
+
+/// An error from a negative return value.
+pub(super) fn check(rval: i32, what: impl FnOnce() -> String) -> Result<()> {
+    if rval < 0 {
+        Err(Error::new(rval, what()))
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_lose_their_protocol() {
+        assert_eq!(bare_address("127.0.0.1:0/12"), "127.0.0.1:0/12");
+        assert_eq!(bare_address("v1:127.0.0.1:0/12"), "127.0.0.1:0/12");
+        assert_eq!(
+            bare_address("[v2:127.0.0.1:0/12,v1:127.0.0.1:0/12]"),
+            "127.0.0.1:0/12"
+        );
+        assert_eq!(bare_address("v1:[::1]:0/12"), "[::1]:0/12");
+        assert_eq!(bare_address("[::1]:0/12"), "[::1]:0/12");
+    }
+}
