@@ -1,8 +1,31 @@
 //! RBD images as Ceph stores them, read and written natively over RADOS.
 
+pub mod children;
+pub mod create;
+pub mod directory;
+pub mod encodings;
+pub mod fast_diff;
+pub mod header;
+pub mod header_update;
+pub mod image;
+pub mod layout;
+pub mod object_map;
+pub mod remove;
+pub mod snapshots;
+pub mod trash;
 pub mod types;
 
+pub use children::CloneFormat;
+pub use create::{NewImage, generate_id};
+pub use fast_diff::{Diff, FastDiffVersion};
+pub use header::ImageHeader;
+pub use header_update::HeaderUpdate;
+pub use image::Image;
+pub use layout::{Layout, ObjectExtent};
+pub use object_map::{MapUpdate, ObjectMap, ObjectMapObject, ObjectState};
+pub use remove::RemoveOptions;
+pub use snapshots::{NewSnapshot, Removal};
 pub use types::{
-    Features, ImageFlags, ImageId, MirrorSnapshot, MirrorSnapshotState, ObjectNumber, Parent, ProtectionStatus, Snapshot,
-    SnapshotNamespace, Timestamp,
+    ChildImage, Features, GroupSpec, ImageFlags, ImageId, MirrorSnapshot, MirrorSnapshotState, ObjectNumber,
+    OpFeatures, Parent, ParentSpec, ProtectionStatus, Snapshot, SnapshotNamespace, Timestamp,
 };

@@ -78,6 +78,81 @@ impl Features {
     pub fn unknown(self) -> Features {
         self.without(Features::ALL)
     }
+
+    /// Bits that librbd derives by itself and that a caller who creates an image need not name.
+    pub const IMPLICIT: Features = Features(
+        Self::STRIPINGV2.0
+            | Self::DATA_POOL.0
+            | Self::FAST_DIFF.0
+            | Self::OPERATIONS.0
+            | Self::MIGRATING.0
+            | Self::NON_PRIMARY.0
+            | Self::DIRTY_CACHE.0,
+    );
+    /// Bits that object classes set and clear by themselves.
+    pub const INTERNAL: Features = Features(Self::OPERATIONS.0 | Self::MIGRATING.0);
+    /// Bits that may be set and cleared on an existing image.
+    pub const MUTABLE: Features = Features(
+        Self::EXCLUSIVE_LOCK.0
+            | Self::OBJECT_MAP.0
+            | Self::FAST_DIFF.0
+            | Self::JOURNALING.0
+            | Self::NON_PRIMARY.0
+            | Self::DIRTY_CACHE.0,
+    );
+
+    /// Names of the bits, as the command line knows them; an unknown bit is called `bit N`.
+    pub fn names(self) -> Vec<String> {
+        const NAMES: [&str; 12] = [
+            "layering",
+            "striping",
+            "exclusive-lock",
+            "object-map",
+            "fast-diff",
+            "deep-flatten",
+            "journaling",
+            "data-pool",
+            "operations",
+            "migrating",
+            "non-primary",
+            "dirty-cache",
+        ];
+        let name = |bit: usize| {
+            NAMES
+                .get(bit)
+                .map_or_else(|| format!("bit {bit}"), |name| name.to_string())
+        };
+        (0..64).filter(|bit| self.0 & (1 << bit) != 0).map(name).collect()
+    }
+}
+
+impl fmt::Display for Features {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.names().join(", "))
+    }
+}
+
+/// The operation features of an image (`RBD_OPERATION_FEATURE_*`): what is in use on it that an older client would
+/// damage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct OpFeatures(pub u64);
+
+impl OpFeatures {
+    /// A snapshot has v2 clones.
+    pub const CLONE_PARENT: OpFeatures = OpFeatures(1 << 0);
+    /// The image is a v2 clone.
+    pub const CLONE_CHILD: OpFeatures = OpFeatures(1 << 1);
+    /// The image is in a group.
+    pub const GROUP: OpFeatures = OpFeatures(1 << 2);
+    /// A snapshot is in the trash.
+    pub const SNAP_TRASH: OpFeatures = OpFeatures(1 << 3);
+    /// All that this program knows.
+    pub const ALL: OpFeatures = OpFeatures((1 << 4) - 1);
+
+    /// True when every bit of `other` is set.
+    pub fn has(self, other: OpFeatures) -> bool {
+        self.0 & other.0 == other.0
+    }
 }
 
 /// What made a snapshot, and what it is for.
@@ -206,6 +281,27 @@ pub struct Timestamp {
     pub nanoseconds: u32,
 }
 
+impl Timestamp {
+    /// The present.
+    pub fn now() -> Timestamp {
+        let since = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
+        Timestamp {
+            seconds: since.as_secs() as u32,
+            nanoseconds: since.subsec_nanos(),
+        }
+    }
+
+    /// This point and `seconds` more.
+    pub fn plus_seconds(self, seconds: u32) -> Timestamp {
+        Timestamp {
+            seconds: self.seconds.saturating_add(seconds),
+            ..self
+        }
+    }
+}
+
 /// Whether a snapshot may be removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ProtectionStatus {
@@ -232,6 +328,16 @@ impl ImageFlags {
     pub fn has(self, other: ImageFlags) -> bool {
         self.0 & other.0 == other.0
     }
+
+    /// The bits of both.
+    pub fn with(self, other: ImageFlags) -> ImageFlags {
+        ImageFlags(self.0 | other.0)
+    }
+
+    /// The bits that are not in `other`.
+    pub fn without(self, other: ImageFlags) -> ImageFlags {
+        ImageFlags(self.0 & !other.0)
+    }
 }
 
 /// What an image is a clone of.
@@ -247,4 +353,62 @@ pub struct Parent {
     pub snap: SnapId,
     /// Bytes from the start of the image that may still come from the parent.
     pub overlap: u64,
+}
+
+impl Parent {
+    /// The parent without the overlap.
+    pub fn spec(&self) -> ParentSpec {
+        ParentSpec {
+            pool: self.pool,
+            namespace: self.namespace.clone(),
+            image: self.image.clone(),
+            snap: self.snap,
+        }
+    }
+}
+
+/// A snapshot that clones are made of.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ParentSpec {
+    /// Pool of its header.
+    pub pool: PoolId,
+    /// Its namespace.
+    pub namespace: String,
+    /// The image.
+    pub image: ImageId,
+    /// The snapshot.
+    pub snap: SnapId,
+}
+
+impl ParentSpec {
+    /// This parent with an overlap of so many bytes.
+    pub fn overlapping(&self, overlap: u64) -> Parent {
+        Parent {
+            pool: self.pool,
+            namespace: self.namespace.clone(),
+            image: self.image.clone(),
+            snap: self.snap,
+            overlap,
+        }
+    }
+}
+
+/// A clone as its parent knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ChildImage {
+    /// Pool of its header.
+    pub pool: PoolId,
+    /// Its namespace.
+    pub namespace: String,
+    /// The image.
+    pub image: ImageId,
+}
+
+/// The group that an image belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct GroupSpec {
+    /// The group's pool.
+    pub pool: PoolId,
+    /// Its id.
+    pub id: String,
 }

@@ -1,0 +1,242 @@
+//! Removing images.
+//!
+//! The order is librbd's: snapshots, data objects, registration with the parent, header, object map, id object,
+//! directory entry. The header goes behind the data, so that a removal that was cut off still knows what to remove; the
+//! directory entry goes last, so that it still knows the name. Every step may be repeated.
+//!
+//! Mirroring, the journal and getting hold of the exclusive lock come before and are the caller's.
+//!
+//! Reference: `src/librbd/image/PreRemoveRequest.cc`, `RemoveRequest.cc`, `src/librbd/trash/RemoveRequest.cc`.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use rados::error::ResultExt;
+use rados::{Error, IoCtx, Result, SnapId};
+
+use crate::children;
+use crate::directory;
+use crate::header::ImageHeader;
+use crate::image::Image;
+use crate::layout::header_object;
+use crate::object_map::{ObjectMap, ObjectMapObject};
+use crate::snapshots::{self, Removal};
+use crate::trash::{self, TrashState};
+use crate::types::{Features, ImageFlags, ImageId, ObjectNumber, ProtectionStatus, SnapshotNamespace};
+
+/// How long watchers of the header may take to answer whether they are there.
+const WATCHERS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How an image is to be removed.
+#[derive(Debug, Clone)]
+pub struct RemoveOptions {
+    /// Snapshots of users and groups are removed, too, and unprotected when needed; otherwise the image is left alone
+    /// (ENOTEMPTY) when it has some. Snapshots of mirroring and in the trash namespace always go.
+    pub user_snapshots: bool,
+    /// The image is removed although it is watched.
+    pub despite_watchers: bool,
+    /// Global ids of clients whose watches do not count, besides this one's.
+    pub ignored_watchers: BTreeSet<u64>,
+    /// Data objects removed at once.
+    pub in_flight: usize,
+}
+
+impl Default for RemoveOptions {
+    fn default() -> Self {
+        RemoveOptions {
+            user_snapshots: false,
+            despite_watchers: false,
+            ignored_watchers: BTreeSet::new(),
+            in_flight: 64,
+        }
+    }
+}
+
+/// Removes an image by its id. Nothing left of it is no error. `progress` hears how many of how many data objects are
+/// gone. EBUSY when it is watched or being migrated, EMLINK when it is in a group, ENOTEMPTY when it has snapshots
+/// (see [`RemoveOptions`]) or clones.
+pub async fn remove_image(
+    ioctx: &IoCtx,
+    id: &ImageId,
+    options: &RemoveOptions,
+    progress: impl FnMut(u64, u64),
+) -> Result<()> {
+    let name = directory::name_of(ioctx, id).await?;
+    let what = || {
+        format!(
+            "cannot remove image '{}' ({id})",
+            name.as_deref().unwrap_or_default()
+        )
+    };
+    if let Some(header) = ImageHeader::read(ioctx, id).await.optional()? {
+        let image = Image::of(ioctx, name.as_deref().unwrap_or_default(), &header);
+        refuse_in_use(&image, &header, options).await.context(what())?;
+        remove_snapshots(&image, header, options).await.context(what())?;
+        let header = image.read_header().await?;
+        remove_data(&image, &header, options, progress)
+            .await
+            .context(what())?;
+        children::detach_child(&image, &header).await.context(what())?;
+        ioctx
+            .remove(&header_object(id))
+            .await
+            .optional()
+            .context(what())?;
+    }
+    ObjectMapObject::new(ioctx, id, SnapId::HEAD)
+        .remove()
+        .await
+        .context(what())?;
+    if let Some(name) = &name {
+        directory::remove_id_object(ioctx, name, id)
+            .await
+            .context(what())?;
+        directory::remove(ioctx, name, id).await.context(what())?;
+    }
+    Ok(())
+}
+
+/// Removes an image that lies in the trash, whether or not its deferment has ended, and its entry. Nothing left of it
+/// is no error. When it cannot be removed it stays in the trash as it was.
+pub async fn remove_from_trash(
+    ioctx: &IoCtx,
+    id: &ImageId,
+    options: &RemoveOptions,
+    progress: impl FnMut(u64, u64),
+) -> Result<()> {
+    match trash::set_state(ioctx, id, TrashState::Removing, TrashState::Normal).await {
+        Err(error) if error.is_not_found() => return Ok(()),
+        other => other?,
+    }
+    if let Err(error) = remove_image(ioctx, id, options, progress).await {
+        let reset = trash::set_state(ioctx, id, TrashState::Normal, TrashState::Removing).await;
+        if let Err(error) = reset {
+            tracing::warn!(image = %id, "{error}");
+        }
+        return Err(error);
+    }
+    trash::remove_entry(ioctx, id).await?;
+    trash::notify_removed(ioctx, id).await;
+    Ok(())
+}
+
+async fn refuse_in_use(image: &Image, header: &ImageHeader, options: &RemoveOptions) -> Result<()> {
+    let refuse = |errno, why: String| Err(Error::new(errno, why));
+    if header.features.has(Features::MIGRATING) {
+        return refuse(libc::EBUSY, "it is being migrated".to_string());
+    }
+    if let Some(group) = &header.group {
+        return refuse(libc::EMLINK, format!("it is in group {}", group.id));
+    }
+    for snap in header.snapshots.values() {
+        let goes = matches!(
+            snap.namespace,
+            SnapshotNamespace::Mirror(_) | SnapshotNamespace::Trash { .. }
+        );
+        if !goes && !options.user_snapshots {
+            return refuse(libc::ENOTEMPTY, format!("it has snapshot '{}'", snap.name));
+        }
+        if snap.child_count > 0 {
+            return refuse(
+                libc::ENOTEMPTY,
+                format!("snapshot '{}' has {} clones", snap.name, snap.child_count),
+            );
+        }
+    }
+    if options.despite_watchers {
+        return Ok(());
+    }
+    let watchers = watchers(image, options).await?;
+    if watchers.is_empty() {
+        return Ok(());
+    }
+    refuse(
+        libc::EBUSY,
+        format!(
+            "it is watched by {} clients: close it there first",
+            watchers.len()
+        ),
+    )
+}
+
+/// Global ids of the clients that watch the header. They are found by notifying them: an empty notification tells
+/// librbd and krbd to read the header again, and is harmless.
+async fn watchers(image: &Image, options: &RemoveOptions) -> Result<BTreeSet<u64>> {
+    let ioctx = image.header_ioctx();
+    let reply = ioctx
+        .notify(&header_object(image.id()), Bytes::new(), WATCHERS_TIMEOUT)
+        .await?;
+    let answered = reply.answers.iter().map(|(client, _, _)| *client);
+    let silent = reply.silent.iter().map(|(client, _)| *client);
+    let mut watchers: BTreeSet<u64> = answered.chain(silent).collect();
+    watchers.remove(&ioctx.backend().instance_id());
+    Ok(watchers.difference(&options.ignored_watchers).copied().collect())
+}
+
+/// Removes all snapshots, oldest first.
+async fn remove_snapshots(image: &Image, mut header: ImageHeader, options: &RemoveOptions) -> Result<()> {
+    let ids: Vec<SnapId> = header.snapshots.keys().copied().collect();
+    for id in ids {
+        let protected = |header: &ImageHeader| {
+            header
+                .snapshots
+                .get(&id)
+                .is_some_and(|snap| snap.protection != ProtectionStatus::Unprotected)
+        };
+        if options.user_snapshots && protected(&header) {
+            snapshots::unprotect(image, &header, id).await?;
+            header = image.read_header().await?;
+        }
+        if snapshots::remove(image, &header, id).await? == Removal::KeptForClones {
+            let what = format!("snapshot {id} has clones: remove or flatten them first");
+            return Err(Error::new(libc::ENOTEMPTY, what));
+        }
+        header.snapshots.remove(&id);
+    }
+    Ok(())
+}
+
+/// The head's object map, when it may be believed.
+async fn believable_object_map(image: &Image, header: &ImageHeader) -> Result<Option<ObjectMap>> {
+    if !header.features.has(Features::OBJECT_MAP) || header.flags.has(ImageFlags::OBJECT_MAP_INVALID) {
+        return Ok(None);
+    }
+    match image.object_map(SnapId::HEAD).load().await {
+        Ok(map) if map.len() >= header.object_count() => Ok(Some(map)),
+        Ok(_) => Ok(None),
+        Err(error) if error.is_not_found() || error.is(libc::EINVAL) || error.is(libc::EBADMSG) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+async fn remove_data(
+    image: &Image,
+    header: &ImageHeader,
+    options: &RemoveOptions,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<()> {
+    let map = believable_object_map(image, header).await?;
+    let may_exist = |object: &u64| {
+        map.as_ref()
+            .is_none_or(|map| map.get(ObjectNumber(*object)).may_exist())
+    };
+    let total = header.object_count();
+    let mut removals = futures::stream::iter((0..total).filter(may_exist))
+        .map(|object| async move {
+            let name = image.data_object(ObjectNumber(object));
+            let removed = image.data_ioctx().remove(&name).await.optional();
+            removed
+                .context(format!("cannot remove object '{name}'"))
+                .map(|_| object)
+        })
+        .buffer_unordered(options.in_flight.max(1));
+    let mut gone = 0;
+    while removals.try_next().await?.is_some() {
+        gone += 1;
+        progress(gone, total);
+    }
+    progress(total, total);
+    Ok(())
+}
