@@ -46,6 +46,7 @@ fn read_verb(sub: &ReadSub) -> String {
         ReadSub::Stat => "learn the size of".into(),
         ReadSub::Checksum { .. } => "checksum".into(),
         ReadSub::ListSnaps => "list the snapshots of".into(),
+        ReadSub::ListWatchers => "list the watchers of".into(),
         ReadSub::GetXattr(name) => format!("read attribute '{name}' of"),
         ReadSub::OmapGet { .. } | ReadSub::OmapGetByKeys(_) => "read the omap of".into(),
         ReadSub::Exec { class, method, .. } => format!("call {class}.{method} on"),

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::backend::{Backend, Location, NotifyReply, Watch};
 use crate::error::{Error, Result};
-use crate::op::{CloneSet, OmapPage, ReadAnswer, ReadOp, ReadReply, ReadSub, WriteOp};
+use crate::op::{CloneSet, OmapPage, ReadAnswer, ReadOp, ReadReply, ReadSub, Watcher, WriteOp};
 use crate::types::{Extent, PoolId, SnapId};
 
 /// Entries asked for at once when a whole omap is read.
@@ -134,6 +134,14 @@ impl IoCtx {
     pub async fn list_snaps(&self, object: &str) -> Result<CloneSet> {
         match self.read_one(object, SnapId::DIR, ReadSub::ListSnaps).await? {
             ReadAnswer::Snaps(set) => Ok(set),
+            _ => Err(unexpected(object)),
+        }
+    }
+
+    /// Who watches an object.
+    pub async fn list_watchers(&self, object: &str) -> Result<Vec<Watcher>> {
+        match self.read_one(object, SnapId::HEAD, ReadSub::ListWatchers).await? {
+            ReadAnswer::Watchers(watchers) => Ok(watchers),
             _ => Err(unexpected(object)),
         }
     }

@@ -39,6 +39,8 @@ pub enum ReadSub {
     /// The object's clones and the snapshots they serve. Not to be mixed with subs that read at a snapshot. Answer:
     /// `Snaps`.
     ListSnaps,
+    /// Who watches the object. Answer: `Watchers`.
+    ListWatchers,
     /// An extended attribute (ENODATA when absent). Answer: `Data`.
     GetXattr(String),
     /// Omap entries whose key is greater than `after` and starts with `prefix`, at most `max`. Answer: `Omap`.
@@ -101,10 +103,25 @@ pub enum ReadAnswer {
     Checksums(Vec<u64>),
     /// Of `ListSnaps`.
     Snaps(CloneSet),
+    /// Of `ListWatchers`.
+    Watchers(Vec<Watcher>),
     /// Of `OmapGet`, `OmapGetByKeys`.
     Omap(OmapPage),
     /// Of assertions.
     Done,
+}
+
+/// One who watches an object.
+#[derive(Debug, std::clone::Clone, PartialEq, Eq)]
+pub struct Watcher {
+    /// The client's address in the form that blocklists use, for example `127.0.0.1:0/123456`.
+    pub address: String,
+    /// Global id of the client.
+    pub client: u64,
+    /// The watch's cookie ([`crate::Watch::cookie`]).
+    pub cookie: u64,
+    /// Seconds of silence after which the cluster forgets it.
+    pub timeout_seconds: u32,
 }
 
 /// A page of omap entries.

@@ -151,6 +151,10 @@ pub type VisitClone = extern "C" fn(
     overlap_count: usize,
 );
 
+/// Called by [`rs_read_visit_watchers`] per watcher.
+pub type VisitWatcher =
+    extern "C" fn(arg: *mut c_void, address: Slice, client: i64, cookie: u64, timeout_seconds: u32);
+
 unsafe extern "C" {
     pub fn rs_read_new(subs: usize) -> *mut RsRead;
     pub fn rs_read_free(read: *mut RsRead);
@@ -166,6 +170,7 @@ unsafe extern "C" {
         chunk: u32,
     );
     pub fn rs_read_list_snaps(read: *mut RsRead);
+    pub fn rs_read_list_watchers(read: *mut RsRead);
     pub fn rs_read_getxattr(read: *mut RsRead, name: Slice);
     pub fn rs_read_omap(read: *mut RsRead, after: Slice, prefix: Slice, max: u64);
     pub fn rs_read_omap_by_keys(read: *mut RsRead, keys: *const Slice, count: usize);
@@ -193,6 +198,7 @@ unsafe extern "C" {
     pub fn rs_read_get_stat(read: *const RsRead, index: usize, size: *mut u64, mtime_seconds: *mut i64);
     pub fn rs_read_extents(read: *const RsRead, index: usize, out: *mut RsExtent, max: usize) -> usize;
     pub fn rs_read_visit_omap(read: *mut RsRead, index: usize, visit: VisitOmap, arg: *mut c_void) -> c_int;
+    pub fn rs_read_visit_watchers(read: *const RsRead, index: usize, visit: VisitWatcher, arg: *mut c_void);
     pub fn rs_read_visit_clones(
         read: *const RsRead,
         index: usize,

@@ -24,7 +24,7 @@ use crate::describe::{self, in_location};
 use crate::encoding::Decoder;
 use crate::error::{Error, Result};
 use crate::op::{ChecksumKind, Clone as ObjectClone, CloneSet, OmapPage};
-use crate::op::{ReadAnswer, ReadOp, ReadReply, ReadSub, WriteOp, WriteSub};
+use crate::op::{ReadAnswer, ReadOp, ReadReply, ReadSub, Watcher, WriteOp, WriteSub};
 use crate::types::{Extent, SnapId};
 
 /// Data up to this length is copied out of the network layer's buffer, which may be much larger than the data.
@@ -265,6 +265,7 @@ impl Reading {
                 ReadAnswer::Checksums(decode_checksums(*kind, &self.data(index))?)
             }
             ReadSub::ListSnaps => ReadAnswer::Snaps(self.clones(index)),
+            ReadSub::ListWatchers => ReadAnswer::Watchers(self.watchers(index)),
             ReadSub::OmapGet { .. } | ReadSub::OmapGetByKeys(_) => ReadAnswer::Omap(self.omap(index)),
             ReadSub::AssertExists | ReadSub::AssertVersion(_) => ReadAnswer::Done,
         })
@@ -313,6 +314,19 @@ impl Reading {
             entries,
             more: more != 0,
         }
+    }
+
+    fn watchers(&self, index: usize) -> Vec<Watcher> {
+        extern "C" fn visit(arg: *mut c_void, address: Slice, client: i64, cookie: u64, timeout_seconds: u32) {
+            // SAFETY: `arg` is the list below, used by nobody else meanwhile.
+            let watchers = unsafe { &mut *arg.cast::<Vec<Watcher>>() };
+            let address = String::from_utf8_lossy(bytes_of(&address)).into_owned();
+            watchers.push(Watcher { address, client: client as u64, cookie, timeout_seconds });
+        }
+        let mut watchers: Vec<Watcher> = Vec::new();
+        // SAFETY: complete, index in range; the visitor gets the list that it expects.
+        unsafe { ffi::rs_read_visit_watchers(self.0, index, visit, ptr::addr_of_mut!(watchers).cast()) };
+        watchers
     }
 
     fn clones(&self, index: usize) -> CloneSet {
@@ -402,6 +416,7 @@ fn add_read_sub(read: *mut RsRead, sub: &ReadSub) {
                 ffi::rs_read_checksum(read, kind, Slice::of(seed), extent.offset, extent.length, *chunk);
             }
             ReadSub::ListSnaps => ffi::rs_read_list_snaps(read),
+            ReadSub::ListWatchers => ffi::rs_read_list_watchers(read),
             ReadSub::GetXattr(name) => ffi::rs_read_getxattr(read, text(name)),
             ReadSub::OmapGet { after, prefix, max } => {
                 ffi::rs_read_omap(read, text(after), text(prefix), *max)

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstring>
 #include <ctime>
+#include <list>
 #include <map>
 #include <set>
 #include <string>
@@ -56,6 +57,7 @@ struct ReadResult {
   std::map<uint64_t, uint64_t> extents;
   std::map<std::string, bufferlist> omap;
   librados::snap_set_t snaps;
+  std::list<obj_watch_t> watchers;
 };
 
 }  // namespace
@@ -138,6 +140,12 @@ void rs_read_list_snaps(rs_read *r) noexcept
 {
   auto &result = r->next();
   r->op.list_snaps(&result.snaps, &result.rval);
+}
+
+void rs_read_list_watchers(rs_read *r) noexcept
+{
+  auto &result = r->next();
+  r->op.list_watchers(&result.watchers, &result.rval);
 }
 
 void rs_read_getxattr(rs_read *r, Slice name) noexcept
@@ -251,6 +259,16 @@ int rs_read_visit_omap(rs_read *r, size_t i, void (*visit)(void *, Slice key, Sl
     visit(arg, {key.data(), key.size()}, {length > 0 ? value.c_str() : nullptr, length});
   }
   return result.more;
+}
+
+void rs_read_visit_watchers(const rs_read *r, size_t i,
+                            void (*visit)(void *, Slice address, int64_t client, uint64_t cookie, uint32_t timeout),
+                            void *arg) noexcept
+{
+  for (const auto &watcher : r->results[i].watchers) {
+    size_t length = strnlen(watcher.addr, sizeof(watcher.addr));
+    visit(arg, {watcher.addr, length}, watcher.watcher_id, watcher.cookie, watcher.timeout_seconds);
+  }
 }
 
 // Visits clones, oldest first; returns the newest snapshot id that the object has seen.
