@@ -8,12 +8,15 @@ pub mod fast_diff;
 pub mod header;
 pub mod header_update;
 pub mod image;
+pub mod image_state;
 pub mod layout;
+pub mod mirroring;
 pub mod object_map;
 pub mod remove;
 pub mod snapshots;
 pub mod trash;
 pub mod types;
+pub mod watch_notify;
 
 pub use children::CloneFormat;
 pub use create::{NewImage, generate_id};
