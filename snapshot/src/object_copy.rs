@@ -1,0 +1,481 @@
+//! Copies one object through all steps of a round.
+//!
+//! Per object: what happened to it (`list_snaps`, and a look at the local object where that matters), then all reads at
+//! once, each at its step's remote snapshot, then the writes one after another, one compound write per step. The first
+//! copy of an image without snapshots needs no `list_snaps`: one read brings size and bytes.
+//!
+//! The head of the remote object is never read: a primary image goes on being written to.
+//!
+//! Reference: `src/librbd/deep_copy/ObjectCopyRequest.cc`.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use futures::future::{try_join, try_join_all};
+use rados::error::ResultExt;
+use rados::{CloneSet, Extent, IoCtx, ReadAnswer, ReadOp, ReadSub, SnapId};
+use rbd::ObjectNumber;
+use rbd::layout::data_object;
+use rbd::object_map::ObjectState;
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+
+use crate::budget::Budget;
+use crate::checksum;
+use crate::object_plan::{Action, Local, WriteFrame, actions, state_after};
+use crate::snapset::{Change, DisorderedClones, StepDelta, deltas};
+use crate::steps::{CopyStep, CopySteps};
+
+/// Most bytes that the steps of one object have read at the same time.
+const BATCH_BYTES_MAX: u64 = 32 << 20;
+
+/// The data objects of one side.
+#[derive(Debug, Clone)]
+pub struct Side {
+    /// The pool and namespace in which they lie.
+    pub data: IoCtx,
+    /// What their names start with.
+    pub object_prefix: String,
+}
+
+impl Side {
+    fn object(&self, object: ObjectNumber) -> String {
+        data_object(&self.object_prefix, object)
+    }
+}
+
+/// How the first step finds what to copy. Later ones always replay what the remote object's clones tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// The local head equals the remote start: replay the difference.
+    Replay,
+    /// The local head may hold anything: compare checksums, and copy what differs.
+    Repair,
+}
+
+/// Why an object could not be copied.
+#[derive(Debug, Clone, Error)]
+pub enum CopyError {
+    /// The remote cluster failed.
+    #[error("cannot copy from the remote image: {0}")]
+    Remote(#[source] rados::Error),
+    /// The local cluster failed.
+    #[error("cannot copy to the local image: {0}")]
+    Local(#[source] rados::Error),
+    /// A remote snapshot was removed while it was read.
+    #[error(
+        "remote object '{object}' is gone at snapshot {snap}, which was removed meanwhile: plan the round anew"
+    )]
+    SnapshotGone {
+        /// The remote object.
+        object: String,
+        /// The snapshot.
+        snap: SnapId,
+    },
+    /// The local object has been written to under a context that holds the newest local snapshot.
+    #[error(
+        "local object '{object}' was written to by another client after snapshot {snap} was made: that snapshot can \
+         no longer be filled; make a new one"
+    )]
+    Overtaken {
+        /// The local object.
+        object: String,
+        /// The newest local snapshot.
+        snap: SnapId,
+    },
+    /// The remote cluster's list of clones makes no sense.
+    #[error("cannot copy remote object '{object}': {source}")]
+    Clones {
+        /// The remote object.
+        object: String,
+        /// What is wrong.
+        source: DisorderedClones,
+    },
+    /// The remote cluster's answer makes no sense.
+    #[error("cannot use what the remote cluster answered about object '{0}'")]
+    Answer(String),
+    /// The copy was told to stop.
+    #[error("the copy was stopped")]
+    Cancelled,
+}
+
+impl CopyError {
+    /// The cluster's error behind it, if there is one: its class tells how to go on.
+    pub fn rados(&self) -> Option<&rados::Error> {
+        match self {
+            CopyError::Remote(error) | CopyError::Local(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// What copying one object did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Copied {
+    /// Its state in the object map of each step's local snapshot.
+    pub states: Vec<ObjectState>,
+    /// Bytes that were read remotely.
+    pub read_bytes: u64,
+    /// Bytes that were written locally.
+    pub written_bytes: u64,
+}
+
+/// What all objects of an image's round have in common.
+#[derive(Debug, Clone)]
+pub struct ObjectCopier {
+    /// The primary image.
+    pub remote: Side,
+    /// The copy.
+    pub local: Side,
+    /// The round.
+    pub steps: Arc<CopySteps>,
+    /// Size of both images' objects in bytes.
+    pub object_size: u64,
+    /// How the first step finds what to copy.
+    pub method: Method,
+    /// The round may have been begun before, and interrupted anywhere.
+    pub resumed: bool,
+    /// The local image has (or had at one of the steps) a parent: absent objects are not zeros.
+    pub has_parent: bool,
+    /// Bound on bytes in memory.
+    pub budget: Budget,
+    /// Stops copies between two requests.
+    pub cancel: CancellationToken,
+}
+
+/// An object's actions, and what they follow from.
+struct ObjectPlan {
+    deltas: Vec<StepDelta>,
+    actions: Vec<Action>,
+    /// Answers to the reads of the first action, when they came with the plan.
+    first_reads: Option<Vec<(Extent, ReadAnswer)>>,
+}
+
+impl ObjectCopier {
+    /// Copies one object. `known` tells what the caller knows of the local one; `ready` is awaited before the first
+    /// write, and no write is made when it fails. `whole` promises that the remote object did not exist at the start,
+    /// and that all is to be copied if it exists at the end of a single step.
+    ///
+    /// Dropping the future may leave a write in flight; cancel through the token instead: then it ends as soon as its
+    /// current requests are answered.
+    pub async fn copy(
+        &self,
+        object: ObjectNumber,
+        known: Local,
+        whole: bool,
+        ready: impl Future<Output = Result<(), rados::Error>>,
+    ) -> Result<Copied, CopyError> {
+        let names = (self.remote.object(object), self.local.object(object));
+        let alone = self.method == Method::Replay && self.steps.steps().len() == 1;
+        let direct = alone && (whole || self.steps.start().is_none());
+        // How much a direct read brings is not known before.
+        let share = if direct {
+            Some(self.share(self.object_size).await?)
+        } else {
+            None
+        };
+        let plan = if direct {
+            self.read_whole(&names, known).await?
+        } else {
+            self.plan(&names, known).await?
+        };
+        let copied = self.perform(&names, plan, ready, share.is_some()).await;
+        drop(share);
+        copied
+    }
+
+    async fn share(&self, bytes: u64) -> Result<crate::budget::Share, CopyError> {
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => Err(CopyError::Cancelled),
+            share = self.budget.acquire(bytes) => Ok(share),
+        }
+    }
+
+    fn check_cancelled(&self) -> Result<(), CopyError> {
+        if self.cancel.is_cancelled() {
+            Err(CopyError::Cancelled)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Reads all of the object at the only step's end, and thereby learns whether it exists.
+    async fn read_whole(
+        &self,
+        (remote, local): &(String, String),
+        known: Local,
+    ) -> Result<ObjectPlan, CopyError> {
+        let range = Extent::new(0, self.object_size);
+        let snap = self.steps.steps()[0].remote;
+        let op = ReadOp::new(remote)
+            .at(snap)
+            .with(ReadSub::Stat)
+            .with(ReadSub::SparseRead(range));
+        let read = async {
+            self.remote
+                .data
+                .read(op)
+                .await
+                .optional()
+                .map_err(CopyError::Remote)
+        };
+        let (reply, known) = try_join(read, self.look(local, known)).await?;
+        let Some(reply) = reply else {
+            let deltas = vec![StepDelta {
+                size: None,
+                change: Change::None,
+            }];
+            return Ok(ObjectPlan {
+                actions: actions(&deltas, known),
+                deltas,
+                first_reads: None,
+            });
+        };
+        let mut answers = reply.answers.into_iter();
+        let (Some(ReadAnswer::Stat { size, .. }), Some(data)) = (answers.next(), answers.next()) else {
+            return Err(CopyError::Answer(remote.clone()));
+        };
+        let deltas = vec![StepDelta {
+            size: Some(size.min(self.object_size)),
+            change: Change::Created,
+        }];
+        Ok(ObjectPlan {
+            actions: actions(&deltas, known),
+            deltas,
+            first_reads: Some(vec![(range, data)]),
+        })
+    }
+
+    async fn plan(&self, names: &(String, String), known: Local) -> Result<ObjectPlan, CopyError> {
+        let (remote, local) = names;
+        let ends = self.steps.remote_ends();
+        if self.method == Method::Repair {
+            return self.plan_repair(names, &ends).await;
+        }
+        let (set, known) = try_join(self.list(remote), self.look(local, known)).await?;
+        let deltas = self.deltas(remote, set.as_ref(), self.steps.start(), &ends)?;
+        Ok(ObjectPlan {
+            actions: actions(&deltas, known),
+            deltas,
+            first_reads: None,
+        })
+    }
+
+    async fn plan_repair(
+        &self,
+        (remote, local): &(String, String),
+        ends: &[SnapId],
+    ) -> Result<ObjectPlan, CopyError> {
+        let compare = checksum::compare(
+            &self.remote.data,
+            remote,
+            ends[0],
+            &self.local.data,
+            local,
+            self.object_size,
+        );
+        let list = async {
+            if ends.len() > 1 {
+                self.list(remote).await
+            } else {
+                Ok(None)
+            }
+        };
+        let ((size, first), set) = try_join(compare, list).await?;
+        let changed = first != Action::Nothing;
+        let change = if changed {
+            Change::Modified(Default::default())
+        } else {
+            Change::None
+        };
+        let later = self.deltas(remote, set.as_ref(), Some(ends[0]), &ends[1..])?;
+        let now = size.map_or(Local::Absent, Local::Present);
+        let actions = std::iter::once(first).chain(actions(&later, now)).collect();
+        let deltas = std::iter::once(StepDelta { size, change }).chain(later).collect();
+        Ok(ObjectPlan {
+            deltas,
+            actions,
+            first_reads: None,
+        })
+    }
+
+    fn deltas(
+        &self,
+        object: &str,
+        set: Option<&CloneSet>,
+        start: Option<SnapId>,
+        ends: &[SnapId],
+    ) -> Result<Vec<StepDelta>, CopyError> {
+        deltas(set, start, ends, self.object_size).map_err(|source| CopyError::Clones {
+            object: object.to_string(),
+            source,
+        })
+    }
+
+    async fn list(&self, object: &str) -> Result<Option<CloneSet>, CopyError> {
+        self.remote
+            .data
+            .list_snaps(object)
+            .await
+            .optional()
+            .map_err(CopyError::Remote)
+    }
+
+    /// Looks at the local object when what is there makes a difference and is not known.
+    async fn look(&self, object: &str, known: Local) -> Result<Local, CopyError> {
+        if known != Local::Untested || !(self.resumed || self.has_parent) {
+            return Ok(known);
+        }
+        let size = self
+            .local
+            .data
+            .stat(object)
+            .await
+            .optional()
+            .map_err(CopyError::Local)?;
+        Ok(size.map_or(Local::Absent, Local::Present))
+    }
+
+    async fn perform(
+        &self,
+        names: &(String, String),
+        mut plan: ObjectPlan,
+        ready: impl Future<Output = Result<(), rados::Error>>,
+        has_share: bool,
+    ) -> Result<Copied, CopyError> {
+        let states = plan
+            .deltas
+            .iter()
+            .zip(&plan.actions)
+            .map(|(delta, action)| state_after(delta, action))
+            .collect();
+        let mut copied = Copied {
+            states,
+            read_bytes: 0,
+            written_bytes: 0,
+        };
+        if plan.actions.iter().all(|action| *action == Action::Nothing) {
+            return Ok(copied);
+        }
+        let mut ready = Some(std::pin::pin!(ready));
+        let mut first_reads = plan.first_reads.take();
+        let mut from = 0;
+        while from < plan.actions.len() {
+            let (to, bytes) = batch(&plan.actions, from);
+            let _share = if has_share {
+                None
+            } else {
+                Some(self.share(bytes).await?)
+            };
+            let reads = (from..to).map(|index| {
+                let brought = if index == 0 { first_reads.take() } else { None };
+                self.read(
+                    &names.0,
+                    &self.steps.steps()[index],
+                    &plan.actions[index],
+                    brought,
+                )
+            });
+            let answers = try_join_all(reads).await?;
+            if let Some(ready) = ready.take() {
+                ready.await.map_err(CopyError::Local)?;
+            }
+            for (index, reads) in (from..to).zip(answers) {
+                copied.read_bytes += reads.iter().map(|(_, answer)| data_bytes(answer)).sum::<u64>();
+                copied.written_bytes += self.write(names, index, &plan.actions[index], reads).await?;
+            }
+            from = to;
+        }
+        Ok(copied)
+    }
+
+    async fn read(
+        &self,
+        object: &str,
+        step: &CopyStep,
+        action: &Action,
+        brought: Option<Vec<(Extent, ReadAnswer)>>,
+    ) -> Result<Vec<(Extent, ReadAnswer)>, CopyError> {
+        if let Some(brought) = brought {
+            return Ok(brought);
+        }
+        self.check_cancelled()?;
+        let reads = action.reads();
+        if reads.is_empty() {
+            return Ok(Vec::new());
+        }
+        let op = ReadOp::new(object).at(step.remote);
+        let op = reads
+            .iter()
+            .fold(op, |op, extent| op.with(ReadSub::SparseRead(*extent)));
+        match self.remote.data.read(op).await {
+            Ok(reply) if reply.answers.len() == reads.len() => {
+                Ok(reads.into_iter().zip(reply.answers).collect())
+            }
+            Ok(_) => Err(CopyError::Answer(object.to_string())),
+            // Its clones said that it exists there.
+            Err(error) if error.is_not_found() => Err(CopyError::SnapshotGone {
+                object: object.to_string(),
+                snap: step.remote,
+            }),
+            Err(error) => Err(CopyError::Remote(error)),
+        }
+    }
+
+    /// Answers with the number of bytes written.
+    async fn write(
+        &self,
+        (remote, local): &(String, String),
+        step: usize,
+        action: &Action,
+        reads: Vec<(Extent, ReadAnswer)>,
+    ) -> Result<u64, CopyError> {
+        if *action == Action::Nothing {
+            return Ok(0);
+        }
+        self.check_cancelled()?;
+        let newest_local = self.steps.newest_local();
+        let context = &self.steps.steps()[step].context;
+        let frame = WriteFrame {
+            object: local,
+            object_size: self.object_size,
+            context,
+            newest_local,
+        };
+        let op = frame
+            .write(action, &reads)
+            .ok_or_else(|| CopyError::Answer(remote.clone()))?;
+        let bytes = op.payload_bytes();
+        match self.local.data.write(op).await {
+            Ok(_) => Ok(bytes),
+            Err(error) if *action == Action::Remove && error.is_not_found() => Ok(0),
+            Err(error) if error.is(libc::ERANGE) => Err(CopyError::Overtaken {
+                object: local.clone(),
+                snap: newest_local,
+            }),
+            Err(error) => Err(CopyError::Local(error)),
+        }
+    }
+}
+
+/// The end of the run of actions from `from` on whose reads are issued together, and how many bytes that is.
+fn batch(actions: &[Action], from: usize) -> (usize, u64) {
+    let mut bytes = actions[from].read_bytes();
+    let mut to = from + 1;
+    while to < actions.len() && bytes + actions[to].read_bytes() <= BATCH_BYTES_MAX {
+        bytes += actions[to].read_bytes();
+        to += 1;
+    }
+    (to, bytes)
+}
+
+fn data_bytes(answer: &ReadAnswer) -> u64 {
+    match answer {
+        ReadAnswer::Sparse { data, .. } => data.len() as u64,
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests;

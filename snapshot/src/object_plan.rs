@@ -1,0 +1,276 @@
+//! What to read from and write to one object, step by step: pure.
+//!
+//! **Every action is absolute.** It sets existence, size and the bytes of its ranges to what they are at the end of its
+//! step, whatever they were before. From this follows that a copy that was interrupted at any point, with writes whose
+//! answers were lost, is finished by doing all steps again from the first:
+//!
+//! Let steps `1..=k` have been applied when the copy was interrupted (the last of them perhaps without an answer), so
+//! that the OSD has seen the context of step `k` and holds clones for the local snapshots of steps `1..k`. Those of
+//! steps `k..` have no clone, they show the head. Doing step `i <= k` again comes with a context that is not newer: the
+//! OSD clones nothing and changes the head alone. Each byte that any of the steps `1..=k` changes ends with what the
+//! last of those steps makes it; no other byte is touched; so after step `k` the head is again what it was, however
+//! often the repetition is itself interrupted. Step `k + 1` then clones it, and all goes on as if nothing had happened.
+//!
+//! That needs the steps to tell at least what the interrupted ones told. They do when a user snapshot between was
+//! removed meanwhile, but for the size and the existence of an object that only that snapshot knew: therefore in a
+//! copy that is resumed the first step looks at the local object and sets both. It does not help when the last snapshot
+//! is another one, because then an object may not be visited at all: such a round is a repair.
+//!
+//! **Clones.** An object that does not exist locally shows the parent's bytes. So the first write that gives it
+//! existence brings all of it, at the state of that step.
+//!
+//! Write operations are guarded by `rbd.assert_snapc_seq`: they fail with ERANGE once a write has been made to the
+//! object under a context that holds the newest local snapshot. Then somebody else has written (a promoted image's
+//! user, another daemon), and head and snapshot can no longer be made equal.
+//!
+//! Reference: `src/librbd/deep_copy/ObjectCopyRequest.cc`; `assert_snapc_seq` of `src/cls/rbd/cls_rbd.cc` (`u64
+//! snapc_seq`, `u8` 0: greater than the object's).
+
+use bytes::Bytes;
+use rados::encoding::Encoder;
+use rados::{Extent, ReadAnswer, SnapContext, SnapId, WriteOp, WriteSub};
+use rbd::object_map::ObjectState;
+
+use crate::ranges::RangeSet;
+use crate::snapset::{Change, StepDelta};
+
+/// Runs of zeros as long as this, and aligned to it, are not written but deallocated.
+const ZERO_RUN_BYTES: u64 = 64 << 10;
+/// Most ranges that one read asks for: with more of them, small gaps are read, too.
+const READ_RANGES_MAX: usize = 256;
+/// `ASSERT_SNAPC_SEQ_GT_SNAPSET_SEQ`.
+const SNAPC_SEQ_GREATER: u8 = 0;
+
+/// What is known of the local object's head before the first step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Local {
+    /// Nothing but that it equals the remote one at the start.
+    Untested,
+    /// It does not exist.
+    Absent,
+    /// It exists, and has this size in bytes.
+    Present(u64),
+}
+
+/// What to do to the local object in one step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Nothing.
+    Nothing,
+    /// Remove it.
+    Remove,
+    /// Make it exist with this size, and bring all of its bytes.
+    Replace {
+        /// Size in bytes.
+        size: u64,
+    },
+    /// Make it exist with this size, and bring the bytes of these ranges.
+    Update {
+        /// Size in bytes.
+        size: u64,
+        /// Ranges within it.
+        ranges: RangeSet,
+    },
+}
+
+impl Action {
+    /// Ranges to be read at the remote snapshot of the step; few, so perhaps with bytes that did not change.
+    pub fn reads(&self) -> Vec<Extent> {
+        match self {
+            Action::Nothing | Action::Remove => Vec::new(),
+            Action::Replace { size } => RangeSet::below(*size).extents().collect(),
+            Action::Update { ranges, .. } => bounded(ranges).extents().collect(),
+        }
+    }
+
+    /// Bytes that [`Action::reads`] asks for.
+    pub fn read_bytes(&self) -> u64 {
+        self.reads().iter().map(|e| e.length).sum()
+    }
+}
+
+fn bounded(ranges: &RangeSet) -> RangeSet {
+    let mut bounded = ranges.clone();
+    let mut gap_bytes = 4096;
+    while bounded.len() > READ_RANGES_MAX {
+        bounded = ranges.bridged(gap_bytes);
+        gap_bytes *= 2;
+    }
+    bounded
+}
+
+/// Turns what happened remotely into what to do locally. `Local::Untested` promises that neither a parent nor an
+/// interrupted copy makes a difference.
+pub fn actions(deltas: &[StepDelta], local: Local) -> Vec<Action> {
+    let mut now = local;
+    deltas
+        .iter()
+        .enumerate()
+        .map(|(index, delta)| {
+            let action = action(delta, now, index == 0);
+            match action {
+                Action::Remove => now = Local::Absent,
+                Action::Replace { size } | Action::Update { size, .. } => now = Local::Present(size),
+                Action::Nothing => {}
+            }
+            action
+        })
+        .collect()
+}
+
+fn action(delta: &StepDelta, local: Local, first: bool) -> Action {
+    let Some(size) = delta.size else {
+        let gone = local == Local::Absent || (local == Local::Untested && delta.change == Change::None);
+        return if gone { Action::Nothing } else { Action::Remove };
+    };
+    match &delta.change {
+        _ if local == Local::Absent => Action::Replace { size },
+        Change::Created => Action::Replace { size },
+        Change::Modified(ranges) => Action::Update {
+            size,
+            ranges: ranges.clone(),
+        },
+        // In later steps the size is what the step before made it.
+        _ if first && matches!(local, Local::Present(local) if local != size) => Action::Update {
+            size,
+            ranges: RangeSet::default(),
+        },
+        _ => Action::Nothing,
+    }
+}
+
+/// State of the object in the object map of the local snapshot that a step filled.
+pub fn state_after(delta: &StepDelta, action: &Action) -> ObjectState {
+    match (delta.size, action) {
+        (None, _) => ObjectState::NonExistent,
+        (Some(_), Action::Nothing) if delta.change == Change::None => ObjectState::ExistsClean,
+        (Some(_), _) => ObjectState::Exists,
+    }
+}
+
+/// What every write of an object has in common.
+#[derive(Debug, Clone, Copy)]
+pub struct WriteFrame<'a> {
+    /// Name of the local object.
+    pub object: &'a str,
+    /// Size of the image's objects in bytes.
+    pub object_size: u64,
+    /// Snapshots to preserve.
+    pub context: &'a SnapContext,
+    /// The newest local snapshot.
+    pub newest_local: SnapId,
+}
+
+impl WriteFrame<'_> {
+    /// The one write of a step. `reads` are the answers to [`Action::reads`], in order. `None` when there is nothing to
+    /// do, or when an answer is not that of a sparse read of its range.
+    pub fn write(&self, action: &Action, reads: &[(Extent, ReadAnswer)]) -> Option<WriteOp> {
+        let op = WriteOp::new(self.object).under(self.context.clone()).exec(
+            "rbd",
+            "assert_snapc_seq",
+            Encoder::new()
+                .u64(self.newest_local.0)
+                .u8(SNAPC_SEQ_GREATER)
+                .finish(),
+        );
+        match action {
+            Action::Nothing => None,
+            Action::Remove => Some(op.with(WriteSub::Remove)),
+            Action::Replace { size } => Some(self.replace(op, *size, pieces(reads)?)),
+            Action::Update { size, .. } => Some(update(op, *size, reads, pieces(reads)?)),
+        }
+    }
+
+    fn replace(&self, op: WriteOp, size: u64, mut pieces: Vec<(u64, Bytes)>) -> WriteOp {
+        let hint = WriteSub::AllocHint {
+            object_size: self.object_size,
+            write_size: self.object_size,
+        };
+        let op = op.with(WriteSub::Create { exclusive: false }).with(hint);
+        match pieces.as_slice() {
+            [(0, data)] if data.len() as u64 == size => op.with(WriteSub::WriteFull(pieces.remove(0).1)),
+            _ => with_writes(
+                op.with(WriteSub::Truncate(0)).with(WriteSub::Truncate(size)),
+                pieces,
+            ),
+        }
+    }
+}
+
+fn update(op: WriteOp, size: u64, reads: &[(Extent, ReadAnswer)], pieces: Vec<(u64, Bytes)>) -> WriteOp {
+    let asked: Vec<Extent> = reads.iter().map(|(extent, _)| *extent).collect();
+    let written: Vec<Extent> = pieces
+        .iter()
+        .map(|(offset, data)| Extent::new(*offset, data.len() as u64))
+        .collect();
+    let asked = RangeSet::from_extents(&asked).intersection(&RangeSet::below(size));
+    let zeros = asked.without(&RangeSet::from_extents(&written));
+    let op = op
+        .with(WriteSub::Create { exclusive: false })
+        .with(WriteSub::Truncate(size));
+    let op = zeros
+        .extents()
+        .fold(op, |op, extent| op.with(WriteSub::Zero(extent)));
+    with_writes(op, pieces)
+}
+
+fn with_writes(op: WriteOp, pieces: Vec<(u64, Bytes)>) -> WriteOp {
+    pieces
+        .into_iter()
+        .fold(op, |op, (offset, data)| op.with(WriteSub::Write { offset, data }))
+}
+
+/// What the reads found that is not zero, as slices of what they answered.
+fn pieces(reads: &[(Extent, ReadAnswer)]) -> Option<Vec<(u64, Bytes)>> {
+    let mut pieces = Vec::new();
+    for (asked, answer) in reads {
+        let ReadAnswer::Sparse { extents, data } = answer else {
+            return None;
+        };
+        let mut at = 0usize;
+        for extent in extents {
+            let end = at.checked_add(usize::try_from(extent.length).ok()?)?;
+            let inside = extent.offset >= asked.offset
+                && extent
+                    .offset
+                    .checked_add(extent.length)
+                    .is_some_and(|e| e <= asked.end());
+            if end > data.len() || !inside {
+                return None;
+            }
+            push_nonzero(&mut pieces, extent.offset, &data.slice(at..end));
+            at = end;
+        }
+    }
+    Some(pieces)
+}
+
+/// Cuts runs of zeros out of `data`.
+fn push_nonzero(pieces: &mut Vec<(u64, Bytes)>, offset: u64, data: &Bytes) {
+    let length = data.len() as u64;
+    let (mut at, mut run) = (0u64, None);
+    while at < length {
+        let next = ((offset + at) / ZERO_RUN_BYTES + 1) * ZERO_RUN_BYTES - offset;
+        let end = next.min(length);
+        if is_zero(&data[at as usize..end as usize]) {
+            if let Some(start) = run.take() {
+                pieces.push((offset + start, data.slice(start as usize..at as usize)));
+            }
+        } else {
+            run.get_or_insert(at);
+        }
+        at = end;
+    }
+    if let Some(start) = run {
+        pieces.push((offset + start, data.slice(start as usize..)));
+    }
+}
+
+fn is_zero(data: &[u8]) -> bool {
+    static ZEROS: [u8; 4096] = [0; 4096];
+    data.chunks(ZEROS.len())
+        .all(|chunk| *chunk == ZEROS[..chunk.len()])
+}
+
+#[cfg(test)]
+mod tests;
