@@ -13,3 +13,7 @@ pub mod snapset;
 pub mod steps;
 #[cfg(test)]
 mod sim;
+pub mod apply;
+pub mod begin;
+pub mod commit;
+pub mod sizes;

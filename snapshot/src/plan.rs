@@ -16,15 +16,16 @@
 use std::collections::BTreeMap;
 
 use rados::SnapId;
+use rbd::encodings::namespace_type;
 use rbd::{MirrorSnapshot, MirrorSnapshotState, Snapshot, SnapshotNamespace};
 
-/// What the planner looks at. Snapshots are in ascending order of id.
+/// What the planner looks at.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a> {
     /// Snapshots of the copy.
-    pub local: &'a [Snapshot],
+    pub local: &'a BTreeMap<SnapId, Snapshot>,
     /// Snapshots of the image that is followed.
-    pub remote: &'a [Snapshot],
+    pub remote: &'a BTreeMap<SnapId, Snapshot>,
     /// Mirror uuid of the local pool.
     pub local_mirror_uuid: &'a str,
     /// Mirror uuid of the remote pool.
@@ -159,14 +160,23 @@ pub fn chores(view: &View<'_>) -> Chores {
                 || (mirror.state.is_demoted() && peers.len() == 1 && peers.contains(view.local_peer_uuid));
             snapshot.id != newest.id && of_no_use
         })
-        .map(|(snapshot, _)| snapshot.id)
-        .collect();
+        .map(|(snapshot, _)| snapshot.id);
+    let prune = interrupted_removals(view).chain(prune).collect();
     let unlink = ours(view).filter(|(snapshot, _)| snapshot.id < link.primary_snap_id).map(|(s, _)| s.id).collect();
     Chores { prune, unlink }
 }
 
-fn mirrors(snapshots: &[Snapshot]) -> impl DoubleEndedIterator<Item = (&Snapshot, &MirrorSnapshot)> {
-    snapshots.iter().filter_map(|s| s.mirror().map(|m| (s, m)))
+/// Mirror-snapshots whose removal was interrupted: they are in the trash, which users' clones alone may keep.
+fn interrupted_removals(view: &View<'_>) -> impl Iterator<Item = SnapId> {
+    let of_mirroring = |s: &&Snapshot| match s.namespace {
+        SnapshotNamespace::Trash { original_namespace_type, .. } => original_namespace_type == namespace_type::MIRROR,
+        _ => false,
+    };
+    view.local.values().filter(of_mirroring).map(|s| s.id)
+}
+
+fn mirrors(snapshots: &BTreeMap<SnapId, Snapshot>) -> impl DoubleEndedIterator<Item = (&Snapshot, &MirrorSnapshot)> {
+    snapshots.values().filter_map(|s| s.mirror().map(|m| (s, m)))
 }
 
 /// Remote mirror-snapshots that wait for this site.
@@ -176,7 +186,7 @@ fn ours<'a>(view: &View<'a>) -> impl DoubleEndedIterator<Item = (&'a Snapshot, &
 }
 
 fn remote_has(view: &View<'_>, id: SnapId) -> bool {
-    view.remote.iter().any(|s| s.id == id)
+    view.remote.contains_key(&id)
 }
 
 fn remote_is_primary(view: &View<'_>) -> bool {
@@ -230,7 +240,7 @@ fn resync(view: &View<'_>) -> Plan {
     {
         return Plan::Sync(Sync {
             resume: Some(Resume { local_end: snapshot.id, first_object: link.last_copied_object_number }),
-            snap_seqs: link.snap_seqs.clone(),
+            snap_seqs: still_there(view, link),
             ..repair(end, mirror, Vec::new())
         });
     }
@@ -294,11 +304,11 @@ fn after_demotion(view: &View<'_>, newest: &Snapshot) -> Plan {
         Err(plan) => return plan,
     };
     // No map of snapshots leads from a time as primary to a time as copy: names are all there is.
-    let by_name = view.remote.iter().filter(|s| s.id < end.id && s.namespace == SnapshotNamespace::User);
+    let by_name = view.remote.values().filter(|s| s.id < end.id && s.namespace == SnapshotNamespace::User);
     let snap_seqs = by_name
         .filter_map(|remote| {
             let same = |local: &&Snapshot| local.namespace == SnapshotNamespace::User && local.name == remote.name;
-            view.local.iter().find(same).map(|local| (remote.id, local.id))
+            view.local.values().find(same).map(|local| (remote.id, local.id))
         })
         .collect();
     Plan::Sync(Sync {
@@ -337,8 +347,6 @@ fn after_complete(view: &View<'_>, newest: &Snapshot, link: &MirrorSnapshot, dis
         Ok(found) => found,
         Err(plan) => return plan,
     };
-    let user = |s: &&Snapshot| s.namespace == SnapshotNamespace::User && s.id < end.id;
-    let snap_seqs = view.remote.iter().filter(user).filter_map(|s| Some((s.id, *link.snap_seqs.get(&s.id)?)));
     Plan::Sync(Sync {
         mode: if discard.is_empty() { delta_mode(mirror, start) } else { CopyMode::Repair },
         remote_start: Some(start),
@@ -348,7 +356,7 @@ fn after_complete(view: &View<'_>, newest: &Snapshot, link: &MirrorSnapshot, dis
         resume: None,
         anchor: view.marker.is_none_or(|marker| marker.snap != newest.id) && discard.is_empty(),
         discard,
-        snap_seqs: snap_seqs.filter(|(_, local)| view.local.iter().any(|s| s.id == *local)).collect(),
+        snap_seqs: still_there(view, link),
     })
 }
 
@@ -400,6 +408,15 @@ fn after_incomplete(view: &View<'_>, newest: &Snapshot, link: &MirrorSnapshot) -
         resume: made_here.then_some(resume),
         discard: if made_here { Vec::new() } else { vec![newest.id] },
         anchor: false,
-        snap_seqs: link.snap_seqs.clone(),
+        snap_seqs: still_there(view, link),
     })
+}
+
+/// The link's map of user snapshots, as far as both images still have them.
+fn still_there(view: &View<'_>, link: &MirrorSnapshot) -> BTreeMap<SnapId, SnapId> {
+    let both = link.snap_seqs.iter().filter(|(remote, local)| {
+        view.local.contains_key(local)
+            && view.remote.get(remote).is_some_and(|s| s.namespace == SnapshotNamespace::User)
+    });
+    both.map(|(remote, local)| (*remote, *local)).collect()
 }

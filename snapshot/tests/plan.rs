@@ -80,10 +80,14 @@ fn orphan(id: u64) -> Snapshot {
     mirror(id, MirrorSnapshotState::NonPrimary, |_| {})
 }
 
-fn view<'a>(local: &'a [Snapshot], remote: &'a [Snapshot], marker: Option<Marker>) -> View<'a> {
+/// A view of two lists of snapshots. It leaks them, which a test may.
+fn view(local: &[Snapshot], remote: &[Snapshot], marker: Option<Marker>) -> View<'static> {
+    let leak = |snapshots: &[Snapshot]| -> &'static BTreeMap<SnapId, Snapshot> {
+        Box::leak(Box::new(snapshots.iter().map(|s| (s.id, s.clone())).collect()))
+    };
     View {
-        local,
-        remote,
+        local: leak(local),
+        remote: leak(remote),
         local_mirror_uuid: LOCAL,
         remote_mirror_uuid: REMOTE,
         remote_peer_uuid: US,

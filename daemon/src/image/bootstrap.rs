@@ -1,0 +1,276 @@
+//! From a global image id to two open images: finding both, making the local one, and deciding which of them is gone.
+//!
+//! A local image is made in the mirror state `creating`, which says that it holds nothing yet: found again in that
+//! state, it is removed and made anew. It becomes `enabled` with its first mirror-snapshot.
+//!
+//! Reference: `PrepareLocalImageRequest.cc`, `PrepareRemoteImageRequest.cc`, `CreateImageRequest.cc`,
+//! `snapshot/CreateLocalImageRequest.cc` in `src/tools/rbd_mirror/image_replayer/`.
+
+use rados::error::ResultExt;
+use rados::{Error, IoCtx, PoolId, Result, SnapId};
+use rbd::children::CloneFormat;
+use rbd::create::{self, NewImage};
+use rbd::header::ImageHeader;
+use rbd::image::Image;
+use rbd::mirroring::{GlobalImageId, MirrorImage, MirrorImageMode, MirrorImageState, Mirroring};
+use rbd::remove::{RemoveOptions, remove_image};
+use rbd::types::ParentSpec;
+use rbd::{Features, ImageId, MirrorSnapshotState, Snapshot, directory};
+use snapshot::begin::OpenImage;
+
+use super::ImageContext;
+
+/// An image's entry in the mirroring directory of its pool and namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// The image.
+    pub id: ImageId,
+    /// What the directory says of it.
+    pub mirror: MirrorImage,
+}
+
+/// Finds the image called `global_id` in a pool and namespace.
+pub async fn find(ioctx: &IoCtx, global_id: &str) -> Result<Option<Record>> {
+    let mirroring = Mirroring::new(ioctx);
+    let Some(id) = mirroring.image_id(&GlobalImageId(global_id.into())).await? else {
+        return Ok(None);
+    };
+    Ok(mirroring.image(&id).await?.map(|mirror| Record { id, mirror }))
+}
+
+/// Opens an image; `None` when there is none.
+pub async fn open(ioctx: &IoCtx, id: &ImageId) -> Result<Option<OpenImage>> {
+    let opened = Image::open(ioctx, id).await.optional()?;
+    Ok(opened.map(|(image, header)| OpenImage { image, header }))
+}
+
+/// Role of an image, told from its newest mirror-snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It may be written to.
+    Primary,
+    /// It is a copy of the image in the pool whose mirror uuid was asked about.
+    LinkedCopy,
+    /// Neither: demoted, an orphan, a copy of something else, or without mirror-snapshots.
+    Other,
+}
+
+/// The role of the image with this header.
+pub fn role(header: &ImageHeader, remote_mirror_uuid: &str) -> Role {
+    match header.snapshots.values().rev().find_map(Snapshot::mirror) {
+        Some(link) if link.state == MirrorSnapshotState::Primary => Role::Primary,
+        Some(link) if link.primary_mirror_uuid == remote_mirror_uuid => match (link.state, link.complete) {
+            (MirrorSnapshotState::NonPrimary, _) | (MirrorSnapshotState::NonPrimaryDemoted, false) => {
+                Role::LinkedCopy
+            }
+            _ => Role::Other,
+        },
+        _ => Role::Other,
+    }
+}
+
+/// Removes a local image that was being made when a daemon stopped; it holds nothing yet.
+pub async fn remove_half_made(ctx: &ImageContext, record: &Record) -> Result<()> {
+    tracing::info!(image = %record.id, "removing a local image that was not made completely");
+    let options = RemoveOptions {
+        user_snapshots: true,
+        ..RemoveOptions::default()
+    };
+    remove_image(&ctx.local, &record.id, &options, |_, _| {}).await?;
+    Mirroring::new(&ctx.local)
+        .image_remove(&record.id)
+        .await
+        .optional()
+        .map(drop)
+}
+
+/// Makes the local image for the remote one, with the size that it has at the snapshot `at`.
+pub async fn create_local(ctx: &ImageContext, remote: &OpenImage, at: SnapId) -> Result<ImageId> {
+    let new = NewImage {
+        name: remote.image.name().to_string(),
+        id: create::generate_id(&ctx.local),
+        size: remote.header.size_at(at).unwrap_or(remote.header.size),
+        order: remote.header.order,
+        features: local_features(remote.header.features),
+        stripe_unit: remote.header.layout.stripe_unit(),
+        stripe_count: remote.header.layout.stripe_count(),
+        data_pool: local_data_pool(ctx, remote).await?,
+    };
+    if new.name.is_empty() {
+        let what = format!(
+            "cannot copy image {}: it has no name, it may be in the trash",
+            remote.image.id()
+        );
+        return Err(Error::new(libc::ENOENT, what));
+    }
+    let parent = match &remote.header.parent_spec {
+        Some(spec) => Some(local_parent(ctx, remote, spec).await?),
+        None => None,
+    };
+    let what = || format!("cannot make the local image '{}'", new.name);
+    if let Some(taken) = directory::directory_id_of(&ctx.local, &new.name).await? {
+        let why = format!(
+            "{}: an image of that name ({taken}) is there already; rename or remove it",
+            what()
+        );
+        return Err(Error::new(libc::EEXIST, why));
+    }
+    let mirroring = Mirroring::new(&ctx.local);
+    let mirror = MirrorImage {
+        mode: MirrorImageMode::Snapshot,
+        global_id: GlobalImageId(ctx.global_image_id.to_string()),
+        state: MirrorImageState::Creating,
+    };
+    mirroring.image_set(&new.id, &mirror).await.context(what())?;
+    match parent {
+        Some((parent, format)) => create::create_clone(&ctx.local, &new, &parent, format).await,
+        None => create::create(&ctx.local, &new).await,
+    }
+    .context(what())?;
+    Ok(new.id)
+}
+
+/// Declares that the local image is a copy: its first mirror-snapshot is there.
+pub async fn enable_local(ctx: &ImageContext, id: &ImageId) -> Result<()> {
+    let mirror = MirrorImage {
+        mode: MirrorImageMode::Snapshot,
+        global_id: GlobalImageId(ctx.global_image_id.to_string()),
+        state: MirrorImageState::Enabled,
+    };
+    let mirroring = Mirroring::new(&ctx.local);
+    mirroring.image_set(id, &mirror).await?;
+    if let Err(error) = mirroring
+        .notify_image(MirrorImageState::Enabled, id, &mirror.global_id)
+        .await
+    {
+        tracing::debug!(image = %id, "cannot tell others that the image is mirrored: {error}");
+    }
+    Ok(())
+}
+
+/// The features of a copy: those of its primary, and the one that keeps others from writing to it.
+fn local_features(remote: Features) -> Features {
+    let internal = Features(Features::OPERATIONS.0 | Features::MIGRATING.0 | Features::DIRTY_CACHE.0);
+    let by_layout = Features(Features::STRIPINGV2.0 | Features::DATA_POOL.0);
+    remote
+        .without(internal)
+        .without(by_layout)
+        .without(Features::JOURNALING)
+        .with(Features::NON_PRIMARY)
+}
+
+/// The pool for the copy's data: `rbd_default_data_pool`, else one called like the primary's data pool, else none.
+async fn local_data_pool(ctx: &ImageContext, remote: &OpenImage) -> Result<Option<PoolId>> {
+    let pools = ctx.local.backend().pools().await?;
+    let by_name = |name: &str| pools.iter().find(|(_, n)| n == name).map(|(id, _)| *id);
+    if let Some(name) = ctx
+        .local
+        .backend()
+        .config("rbd_default_data_pool")
+        .filter(|name| !name.is_empty())
+    {
+        let what = format!("cannot find pool '{name}', which rbd_default_data_pool names");
+        return by_name(&name)
+            .map(Some)
+            .ok_or_else(|| Error::new(libc::ENOENT, what));
+    }
+    let Some(remote_pool) = remote.header.data_pool else {
+        return Ok(None);
+    };
+    let remote_pools = remote.image.header_ioctx().backend().pools().await?;
+    let name = remote_pools
+        .iter()
+        .find(|(id, _)| *id == remote_pool)
+        .map(|(_, name)| name.as_str());
+    Ok(name.and_then(by_name))
+}
+
+/// The local counterpart of the remote image's parent. ENOENT, with what is missing, while there is none.
+async fn local_parent(
+    ctx: &ImageContext,
+    remote: &OpenImage,
+    spec: &ParentSpec,
+) -> Result<(ParentSpec, CloneFormat)> {
+    let missing = |why: String| {
+        Error::new(
+            libc::ENOENT,
+            format!("cannot copy a clone before its parent: {why}"),
+        )
+    };
+    let pool_name = {
+        let pools = ctx.remote.backend().pools().await?;
+        pools
+            .into_iter()
+            .find(|(id, _)| *id == spec.pool)
+            .map(|(_, name)| name)
+    };
+    let pool_name = pool_name.ok_or_else(|| missing(format!("the parent's pool {} is gone", spec.pool)))?;
+    let local_pool = {
+        let pools = ctx.local.backend().pools().await?;
+        pools
+            .into_iter()
+            .find(|(_, name)| *name == pool_name)
+            .map(|(id, _)| id)
+    };
+    let local_pool = local_pool.ok_or_else(|| missing(format!("there is no local pool '{pool_name}'")))?;
+    let remote_parents = ctx.remote.with_pool(spec.pool).with_namespace(&spec.namespace);
+    let local_parents = ctx.local.with_pool(local_pool).with_namespace(&spec.namespace);
+
+    let mirror = Mirroring::new(&remote_parents).image(&spec.image).await?;
+    let mirror = mirror.ok_or_else(|| missing(format!("parent image {} is not mirrored", spec.image)))?;
+    let local_id = Mirroring::new(&local_parents).image_id(&mirror.global_id).await?;
+    let local_id = local_id.ok_or_else(|| missing(format!("parent image {} has no copy yet", spec.image)))?;
+    let parent = open(&local_parents, &local_id).await?;
+    let parent = parent.ok_or_else(|| missing(format!("the copy of parent image {} is gone", spec.image)))?;
+    let snap = local_parent_snapshot(&parent.header, &remote_parents, spec).await?;
+    let snap = snap.ok_or_else(|| {
+        missing(format!(
+            "snapshot {} of image {} has no copy yet",
+            spec.snap, spec.image
+        ))
+    })?;
+
+    let format = remote.header.clone_format();
+    Ok((
+        ParentSpec {
+            pool: local_pool,
+            namespace: spec.namespace.clone(),
+            image: local_id,
+            snap,
+        },
+        format,
+    ))
+}
+
+/// The local counterpart of the parent's snapshot: told by the maps of complete mirror-snapshots, else (the parent is
+/// primary here, or was) by its name.
+async fn local_parent_snapshot(
+    local: &ImageHeader,
+    remote_parents: &IoCtx,
+    spec: &ParentSpec,
+) -> Result<Option<SnapId>> {
+    let mut links = local
+        .snapshots
+        .values()
+        .rev()
+        .filter_map(Snapshot::mirror)
+        .filter(|link| link.complete);
+    let mapped = links.find_map(|link| link.snap_seqs.get(&spec.snap)).copied();
+    if let Some(snap) = mapped.filter(|snap| local.snapshots.contains_key(snap)) {
+        return Ok(Some(snap));
+    }
+    if local
+        .snapshots
+        .values()
+        .rev()
+        .find_map(Snapshot::mirror)
+        .is_some_and(|link| link.state.is_non_primary())
+    {
+        return Ok(None);
+    }
+    let remote = ImageHeader::read(remote_parents, &spec.image).await?;
+    let Some(remote) = remote.snapshots.get(&spec.snap) else {
+        return Ok(None);
+    };
+    Ok(local.user_snapshot(&remote.name).map(|snapshot| snapshot.id))
+}

@@ -1,0 +1,70 @@
+//! The copy follows when the primary is removed, or its mirroring is disabled.
+//!
+//! The copy goes to the trash first, from where an operator can still take it back while `rbd_mirroring_delete_delay`
+//! lasts. Reference: `src/tools/rbd_mirror/image_deleter/TrashMoveRequest.cc`, `TrashRemoveRequest.cc`.
+
+use std::time::Duration;
+
+use rados::Result;
+use rados::error::ResultExt;
+use rbd::mirroring::{MirrorImageState, Mirroring};
+use rbd::remove::{RemoveOptions, remove_from_trash};
+use rbd::trash::{self, TrashSource};
+use snapshot::begin::OpenImage;
+
+use super::bootstrap::{Record, Role};
+use super::{Attempt, ImageContext, LOOK_INTERVAL};
+use crate::report::{ReplayState, Report};
+
+/// The remote image is gone, or no longer mirrored. Removes the local one, if it is a copy of it and of nothing else.
+pub(super) async fn follow_removal(
+    ctx: &ImageContext,
+    record: &Record,
+    opened: Option<OpenImage>,
+    role: Option<Role>,
+) -> Result<Attempt> {
+    let mirroring = Mirroring::new(&ctx.local);
+    let Some(image) = opened else {
+        mirroring.image_remove(&record.id).await.optional()?;
+        return Ok(Attempt::Over);
+    };
+    let name = image.image.name();
+    if role != Some(Role::LinkedCopy) {
+        let what = "remote image no longer exists, and the local one is not a copy of it";
+        ctx.publish(Report::new(ReplayState::Stopped, what), name);
+        return Ok(Attempt::Again(LOOK_INTERVAL));
+    }
+    tracing::info!(image = %ctx.global_image_id, "the remote image is gone: removing its copy '{name}'");
+    ctx.publish(
+        Report::new(ReplayState::StoppingReplay, "remote image no longer exists"),
+        name,
+    );
+
+    let mut mirror = record.mirror.clone();
+    mirror.state = MirrorImageState::Disabling;
+    mirroring.image_set(&record.id, &mirror).await?;
+    // Without a name it is in the trash already.
+    if !name.is_empty() {
+        trash::move_image(
+            &ctx.local,
+            &record.id,
+            name,
+            TrashSource::Mirroring,
+            ctx.delete_delay,
+        )
+        .await?;
+    }
+    mirroring.image_remove(&record.id).await.optional()?;
+    let told = mirroring
+        .notify_image(MirrorImageState::Disabled, &record.id, &mirror.global_id)
+        .await;
+    told.unwrap_or_else(|error| tracing::debug!(image = %ctx.global_image_id, "{error}"));
+    if ctx.delete_delay == Duration::ZERO {
+        let options = RemoveOptions {
+            user_snapshots: true,
+            ..RemoveOptions::default()
+        };
+        remove_from_trash(&ctx.local, &record.id, &options, |_, _| {}).await?;
+    }
+    Ok(Attempt::Over)
+}

@@ -1,0 +1,301 @@
+//! One round, from the planner's decision to a complete local mirror-snapshot.
+//!
+//! While data is copied the session listens: to be told to end, to changes of the local header that take the ground
+//! from under the round (a promotion), and to whoever asks for the exclusive lock. Each of these stops the copy; it is
+//! awaited to its last request before anything else happens.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use rados::{Error, ErrorClass, Result, SnapId};
+use rbd::header_update::HeaderUpdate;
+use rbd::image_state::resync_key;
+use rbd::watch_notify::HeaderEvent;
+use rbd::{Features, ImageFlags, Snapshot, snapshots};
+use snapshot::begin::{self, Begun};
+use snapshot::commit;
+use snapshot::copier::{Copier, CopyFailed, Options, Progress as CopyProgress};
+use snapshot::diff::{Chain, Scope, Visits, visits};
+use snapshot::object_copy::{CopyError, Method, ObjectCopier, Side};
+use snapshot::object_map_sync::MapSync;
+use snapshot::plan::{CopyMode, Sync};
+use tokio::sync::watch;
+
+use super::bootstrap;
+use super::session::{End, Session};
+use super::status::RoundProgress;
+
+/// How often progress is published while data is copied.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What stopped a copy before its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Interruption {
+    /// The task was told to end.
+    Cancelled,
+    /// The pair has changed: open it anew.
+    Changed,
+}
+
+impl Session<'_> {
+    /// Copies a mirror-snapshot. Answers with how to end the session, if so.
+    pub(super) async fn round(&mut self, sync: &Sync) -> Result<Option<End>> {
+        let ctx = self.ctx;
+        self.lock.acquire(&self.local, &self.local_watch).await?;
+        let peers = if sync.demoted {
+            self.local_peer_uuids().await?
+        } else {
+            Default::default()
+        };
+        let ids = ctx.shared.snap_ids(self.local.image.data_ioctx());
+        let who = self.identity(peers);
+        let first = sync.mode == CopyMode::First && sync.resume.is_none();
+        let timestamp = self
+            .remote
+            .header
+            .snapshots
+            .get(&sync.remote_end)
+            .map_or(0, |s| s.timestamp.seconds);
+        self.progress.round = Some(RoundProgress {
+            timestamp,
+            objects_done: 0,
+            objects_total: 0,
+            bytes_done: 0,
+            began: Instant::now(),
+        });
+        self.say_replaying();
+
+        let begun = begin::begin(&mut self.local, &self.remote, sync, &who, &ids).await?;
+        if first {
+            bootstrap::enable_local(ctx, self.local.image.id()).await?;
+        }
+        for snap in &sync.discard {
+            snapshots::remove(&self.local.image, &self.local.header, *snap).await?;
+            self.local.refresh().await?;
+        }
+        if let Some(interruption) = self.copy(sync, &begun).await? {
+            return Ok(Some(match interruption {
+                Interruption::Cancelled => End::Cancelled,
+                Interruption::Changed => End::Again(Duration::ZERO),
+            }));
+        }
+        let objects = self.local.image.layout().object_count(self.local.header.size);
+        let resync_key = resync_key(&ctx.local_mirror_uuid);
+        let resync = self
+            .local
+            .header
+            .metadata
+            .contains_key(&resync_key)
+            .then_some(&*resync_key);
+        commit::commit(&mut self.local, &self.remote, &begun, objects, resync).await?;
+        self.progress.complete(Instant::now());
+        self.say_replaying();
+        tracing::info!(
+            image = %ctx.global_image_id,
+            "copied snapshot {} of '{}' as snapshot {}",
+            sync.remote_end,
+            self.remote.image.name(),
+            begun.local_end
+        );
+        self.apply_image_state(begun.local_end).await?;
+        self.remote.refresh().await?;
+        Ok(None)
+    }
+
+    /// Copies the data of a round, listening meanwhile.
+    async fn copy(&mut self, sync: &Sync, begun: &Begun) -> Result<Option<Interruption>> {
+        let maps = self.maps(begun).await?;
+        let mut visits = self.visits(sync).await?;
+        if let (Some(maps), true) = (&maps, sync.resume.is_some()) {
+            visits = visits.with_changed(maps.head());
+        }
+        let visits = visits.from(begun.first_object);
+        if visits.is_empty() && sync.mode == CopyMode::Clean {
+            return Ok(None);
+        }
+        let stop = self.ctx.cancel.child_token();
+        let (progress, mut published) = watch::channel(CopyProgress::default());
+        let copier = Copier {
+            objects: ObjectCopier {
+                remote: side(&self.remote),
+                local: side(&self.local),
+                steps: Arc::new(begun.steps.clone()),
+                object_size: self.local.image.layout().object_size(),
+                method: if sync.mode == CopyMode::Repair {
+                    Method::Repair
+                } else {
+                    Method::Replay
+                },
+                resumed: sync.resume.is_some() || !sync.discard.is_empty(),
+                has_parent: self.local.header.parent_spec.is_some(),
+                budget: self.ctx.shared.budget.clone(),
+                cancel: stop.clone(),
+            },
+            visits,
+            object_count: self.local.image.layout().object_count(self.local.header.size),
+            maps,
+            progress,
+            checkpoint: self.checkpoint(begun.local_end),
+            options: Options::default(),
+        };
+        let mut copy = copier.run().boxed();
+        let mut interruption = None;
+        let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
+        let ctx = self.ctx;
+        // Nothing in this loop may return before the copy has: its writes would go on unwatched.
+        let outcome = loop {
+            let heard = tokio::select! {
+                outcome = &mut copy => break outcome,
+                () = ctx.cancel.cancelled(), if interruption.is_none() => Some(Interruption::Cancelled),
+                () = ctx.changed.notified() => Some(Interruption::Changed),
+                event = self.local_watch.next(), if interruption.is_none() => {
+                    self.heard(event, begun.local_end).await.then_some(Interruption::Changed)
+                }
+                _ = ticks.tick() => {
+                    let now = *published.borrow_and_update();
+                    self.progress.advance(now.objects_done, now.objects_total, now.written_bytes, Instant::now());
+                    self.say_replaying();
+                    None
+                }
+            };
+            if heard.is_some() && interruption.is_none() {
+                interruption = heard;
+                stop.cancel();
+            }
+        };
+        match outcome {
+            Ok(done) => {
+                self.progress.advance(
+                    done.objects_done,
+                    done.objects_total,
+                    done.written_bytes,
+                    Instant::now(),
+                );
+                Ok(interruption.filter(|reason| *reason == Interruption::Changed))
+            }
+            Err(CopyFailed::Cancelled) => Ok(Some(interruption.unwrap_or(Interruption::Cancelled))),
+            Err(failed) => Err(self.failure(failed)),
+        }
+    }
+
+    /// Judges an event on the local header; true when the copy must stop.
+    async fn heard(&mut self, event: Option<HeaderEvent>, local_end: SnapId) -> bool {
+        match event {
+            None | Some(HeaderEvent::Lost(_)) => true,
+            Some(HeaderEvent::Updated | HeaderEvent::Restored(_)) => {
+                match self.local.image.read_header().await {
+                    Ok(header) => {
+                        let newest = header.snapshots.values().rev().find(|s| s.mirror().is_some());
+                        newest.map(|s| s.id) != Some(local_end)
+                    }
+                    Err(_) => true,
+                }
+            }
+            Some(event) => self.lock.must_yield(event),
+        }
+    }
+
+    /// The objects to look at.
+    async fn visits(&self, sync: &Sync) -> Result<Visits> {
+        let header = &self.remote.header;
+        let snapshots: Vec<Snapshot> = header.snapshots.values().cloned().collect();
+        let chain = Chain {
+            header: self.remote.image.header_ioctx(),
+            image: self.remote.image.id(),
+            features: header.features,
+            layout: &header.layout,
+            snapshots: &snapshots,
+            start: sync.remote_start,
+            end: sync.remote_end,
+            trust: true,
+        };
+        let flattened = self.local.header.parent.is_some() && header.parent_at(sync.remote_end).is_none();
+        let scope = if flattened {
+            Scope::Existing
+        } else {
+            Scope::Changed
+        };
+        Ok(match sync.mode {
+            CopyMode::Clean if !flattened => Visits::default(),
+            CopyMode::Repair => {
+                let sizes = header
+                    .snapshots
+                    .values()
+                    .map(|s| s.image_size)
+                    .chain([self.local.header.size]);
+                let own = self.local.header.snapshots.values().map(|s| s.image_size);
+                Visits::all(header.layout.object_count(sizes.chain(own).max().unwrap_or(0)))
+            }
+            _ => visits(&chain, scope).await?,
+        })
+    }
+
+    async fn maps(&self, begun: &Begun) -> Result<Option<MapSync>> {
+        let (features, flags) = (self.local.header.features, self.local.header.flags);
+        if !features.has(Features::OBJECT_MAP) {
+            return Ok(None);
+        }
+        let image = &self.local.image;
+        let snapshots = begun
+            .steps
+            .steps()
+            .iter()
+            .map(|step| image.object_map(step.local))
+            .collect();
+        let maps = MapSync::load(
+            image.object_map(SnapId::HEAD),
+            snapshots,
+            features.has(Features::FAST_DIFF),
+        )
+        .await;
+        match maps {
+            Ok(maps) if !flags.has(ImageFlags::OBJECT_MAP_INVALID) => Ok(Some(maps)),
+            Ok(_) => Ok(None),
+            Err(error) if error.class() == ErrorClass::Permanent => {
+                tracing::warn!(image = %self.ctx.global_image_id, "leaving the local object map alone: {error}");
+                snapshots::invalidate_object_map(image, &self.local.header, SnapId::HEAD).await?;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Stores how far the copy is in the local mirror-snapshot, as Ceph's daemon does.
+    fn checkpoint(&self, local_end: SnapId) -> snapshot::copier::Checkpoint {
+        let (ioctx, id) = (self.ctx.local.clone(), self.local.image.id().clone());
+        Box::new(move |below| {
+            let (ioctx, id) = (ioctx.clone(), id.clone());
+            async move {
+                HeaderUpdate::of(&id)
+                    .set_copy_progress(local_end, false, below)
+                    .apply(&ioctx)
+                    .await
+            }
+            .boxed()
+        })
+    }
+
+    fn failure(&self, failed: CopyFailed) -> Error {
+        let what = format!("cannot copy image '{}'", self.remote.image.name());
+        match failed {
+            CopyFailed::Object { object, source } => {
+                let errno = match (&source, source.rados()) {
+                    (_, Some(error)) => error.errno(),
+                    (CopyError::SnapshotGone { .. } | CopyError::Overtaken { .. }, _) => libc::EAGAIN,
+                    _ => libc::EIO,
+                };
+                Error::new(errno, format!("{what}: object {object}: {source}"))
+            }
+            CopyFailed::Checkpoint(error) => error.context(what),
+            CopyFailed::Cancelled => Error::new(libc::ECANCELED, what),
+        }
+    }
+}
+
+fn side(image: &begin::OpenImage) -> Side {
+    Side {
+        data: image.image.data_ioctx().clone(),
+        object_prefix: image.image.object_prefix().to_string(),
+    }
+}

@@ -1,0 +1,360 @@
+//! A session: both images open and watched, followed until the pair changes its nature.
+//!
+//! The task waits in one cancel-safe place ([`Session::wait`]); everything that changes the local image runs to its end
+//! before the session looks at events again, except the copying of data, during which it listens.
+//!
+//! Whoever promotes the local image by force first makes an orphan snapshot, then waits until no mirror daemon watches
+//! the image's header, and only then rolls back. So a session that sees its link replaced stops writing, awaits what is
+//! in flight, gives up lock and watch, and only then ends; and the next one does not watch again before the promotion
+//! is over.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use rados::error::ResultExt;
+use rados::{ErrorClass, Result, SnapId};
+use rbd::header_update::HeaderUpdate;
+use rbd::image::Image;
+use rbd::image_state::{read_image_state, resync_key};
+use rbd::mirroring::Mirroring;
+use rbd::snapshots;
+use rbd::watch_notify::{HeaderEvent, HeaderWatch, notify_header_update};
+use rbd::{Snapshot, SnapshotNamespace};
+use snapshot::begin::{Identity, OpenImage, read_marker};
+use snapshot::plan::{Chores, Plan, Stop, View, chores, plan};
+use tokio::task::{JoinError, JoinHandle};
+
+use super::ImageContext;
+use super::lock::ImageLock;
+use super::status::Progress;
+use crate::report::{ReplayState, Report};
+
+/// How long the clusters remember a silent watcher: librbd's value.
+const WATCH_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often an idle image is looked at although nobody announced a change.
+const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(300);
+/// How often an image that is waited for is looked at.
+const WAITING_CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// How often an image that is being promoted is looked at.
+const PROMOTION_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Why a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The task was told to end.
+    Cancelled,
+    /// Find out anew what there is, after a pause.
+    Again(Duration),
+}
+
+/// Both images, open.
+pub struct Session<'a> {
+    pub(super) ctx: &'a ImageContext,
+    pub(super) local: OpenImage,
+    pub(super) remote: OpenImage,
+    pub(super) local_watch: HeaderWatch,
+    remote_watch: HeaderWatch,
+    pub(super) lock: ImageLock,
+    pub(super) progress: Progress,
+    pruning: Option<JoinHandle<Result<()>>>,
+}
+
+impl<'a> Session<'a> {
+    /// Opens a session on two images. `None` when the local image is being promoted: it must not be watched then.
+    pub async fn open(
+        ctx: &'a ImageContext,
+        mut local: OpenImage,
+        remote: OpenImage,
+    ) -> Result<Option<Self>> {
+        if is_orphan(&local) {
+            ctx.publish(
+                Report::new(ReplayState::Stopped, "orphan (force promoting)"),
+                local.image.name(),
+            );
+            return Ok(None);
+        }
+        let local_watch = HeaderWatch::new(&ctx.local, local.image.id(), WATCH_TIMEOUT).await?;
+        let remote_watch = HeaderWatch::new(&ctx.remote, remote.image.id(), WATCH_TIMEOUT).await?;
+        // What changed before the watches were there was not announced to them.
+        local.refresh().await?;
+        let mut session = Session {
+            ctx,
+            local,
+            remote,
+            local_watch,
+            remote_watch,
+            lock: ImageLock::default(),
+            progress: Progress::default(),
+            pruning: None,
+        };
+        session.remote.refresh().await?;
+        Ok(Some(session))
+    }
+
+    /// Follows the pair. The session is closed when this returns, whatever it returns.
+    pub async fn run(mut self) -> Result<End> {
+        let end = self.follow().await;
+        let promoted = is_orphan(&self.local);
+        let (ctx, local_id) = (self.ctx, self.local.image.id().clone());
+        if self.pruning.is_some() {
+            let outcome = ended(&mut self.pruning).await;
+            self.pruned(outcome)
+                .await
+                .unwrap_or_else(|error| tracing::debug!(image = %local_id, "{error}"));
+        }
+        self.lock.release(&self.local.image).await;
+        for closed in [
+            self.local_watch.unregister().await,
+            self.remote_watch.unregister().await,
+        ] {
+            if let Err(error) = closed {
+                tracing::debug!(image = %local_id, "cannot close a watch: {error}");
+            }
+        }
+        if promoted {
+            // Whoever promotes looks again as soon as the header is announced to have changed.
+            let told = notify_header_update(&ctx.local, &local_id).await;
+            told.unwrap_or_else(|error| tracing::debug!(image = %local_id, "{error}"));
+        }
+        end
+    }
+
+    async fn follow(&mut self) -> Result<End> {
+        self.finish_last_round().await?;
+        loop {
+            let marker = read_marker(&self.local.image).await?;
+            let resync_key = resync_key(&self.ctx.local_mirror_uuid);
+            let view = View {
+                local: &self.local.header.snapshots,
+                remote: &self.remote.header.snapshots,
+                local_mirror_uuid: &self.ctx.local_mirror_uuid,
+                remote_mirror_uuid: &self.ctx.remote_mirror_uuid,
+                remote_peer_uuid: &self.ctx.remote_peer_uuid,
+                local_peer_uuid: &self.ctx.local_peer_uuid,
+                marker,
+                resync_requested: self.local.header.metadata.contains_key(&resync_key),
+            };
+            let (plan, due) = (plan(&view), chores(&view));
+            self.note_timestamps();
+            match plan {
+                Plan::Sync(sync) => {
+                    if let Some(end) = self.round(&sync).await? {
+                        return Ok(end);
+                    }
+                    continue;
+                }
+                Plan::Stop(Stop::Orphan) => {
+                    self.say(ReplayState::Stopped, "orphan (force promoting)");
+                    return Ok(End::Again(PROMOTION_CHECK_INTERVAL));
+                }
+                Plan::Stop(ref stop) => {
+                    let (state, description) = describe(stop);
+                    self.say(state, &description);
+                    self.lock.release(&self.local.image).await;
+                }
+                Plan::Idle | Plan::AwaitRemote => {
+                    self.say_replaying();
+                    self.do_chores(due).await?;
+                }
+            }
+            let interval = match plan {
+                Plan::Idle => IDLE_CHECK_INTERVAL,
+                _ => WAITING_CHECK_INTERVAL,
+            };
+            if let Some(end) = self.wait(interval).await? {
+                return Ok(end);
+            }
+        }
+    }
+
+    /// Applies the image state of the newest complete mirror-snapshot, in case a daemon stopped before it did.
+    async fn finish_last_round(&mut self) -> Result<()> {
+        let newest = self.local.header.snapshots.values().rev();
+        let complete = newest.clone().find(|s| s.mirror().is_some_and(|m| m.complete));
+        let Some((link, mirror)) = complete.and_then(|s| Some((s.id, s.mirror()?))) else {
+            return Ok(());
+        };
+        if !mirror.state.is_non_primary() || mirror.primary_mirror_uuid != *self.ctx.remote_mirror_uuid {
+            return Ok(());
+        }
+        self.apply_image_state(link).await
+    }
+
+    /// Applies the image state stored with the complete mirror-snapshot `link`.
+    pub(super) async fn apply_image_state(&mut self, link: SnapId) -> Result<()> {
+        let state = read_image_state(&self.ctx.local, self.local.image.id(), link)
+            .await
+            .optional()?;
+        let Some(state) = state else { return Ok(()) };
+        for left in snapshot::apply::apply(&mut self.local, link, &state).await? {
+            tracing::warn!(image = %self.ctx.global_image_id, "part of the image state cannot be applied: {left}");
+        }
+        Ok(())
+    }
+
+    pub(super) fn identity(&self, local_peer_uuids: BTreeSet<String>) -> Identity {
+        Identity {
+            global_image_id: self.ctx.global_image_id.to_string(),
+            remote_mirror_uuid: self.ctx.remote_mirror_uuid.to_string(),
+            local_peer_uuids,
+        }
+    }
+
+    /// Peers of the local pool that may copy from it.
+    pub(super) async fn local_peer_uuids(&self) -> Result<BTreeSet<String>> {
+        let peers = Mirroring::new(&self.ctx.local.with_namespace("")).peers().await?;
+        Ok(peers
+            .into_iter()
+            .filter(|peer| peer.direction.transmits())
+            .map(|peer| peer.uuid)
+            .collect())
+    }
+
+    /// Frees what no round needs any longer. Removing a snapshot takes a monitor round, so it goes on in the
+    /// background; no round touches a snapshot that is being removed.
+    async fn do_chores(&mut self, due: Chores) -> Result<()> {
+        for snap in &due.unlink {
+            let update =
+                HeaderUpdate::of(self.remote.image.id()).unlink_peer(*snap, &self.ctx.remote_peer_uuid);
+            update.apply(&self.ctx.remote).await.optional()?;
+        }
+        if !due.unlink.is_empty() {
+            let (remote, id) = (self.ctx.remote.clone(), self.remote.image.id().clone());
+            tokio::spawn(async move { notify_header_update(&remote, &id).await });
+            self.remote.refresh().await?;
+        }
+        if !due.prune.is_empty() && self.pruning.is_none() {
+            self.pruning = Some(tokio::spawn(prune(self.local.image.clone(), due.prune)));
+        }
+        Ok(())
+    }
+
+    async fn pruned(&mut self, outcome: std::result::Result<Result<()>, JoinError>) -> Result<()> {
+        self.pruning = None;
+        match outcome {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) if error.class() == ErrorClass::Fenced => return Err(error),
+            Ok(Err(error)) => tracing::warn!(image = %self.ctx.global_image_id, "{error}"),
+            Err(error) => {
+                tracing::error!(image = %self.ctx.global_image_id, "removing snapshots broke: {error}")
+            }
+        }
+        self.local.refresh().await
+    }
+
+    /// Waits for something to happen, at most for `interval`. Answers with how to end the session, if so.
+    async fn wait(&mut self, interval: Duration) -> Result<Option<End>> {
+        let ctx = self.ctx;
+        tokio::select! {
+            biased;
+            () = ctx.cancel.cancelled() => Ok(Some(End::Cancelled)),
+            () = ctx.changed.notified() => Ok(Some(End::Again(Duration::ZERO))),
+            event = self.local_watch.next() => {
+                let Some(event) = event else { return Ok(Some(End::Again(Duration::ZERO))) };
+                self.lock.answer(&self.local.image, event).await;
+                self.local.refresh().await?;
+                Ok(None)
+            }
+            event = self.remote_watch.next() => match event {
+                None => Ok(Some(End::Again(Duration::ZERO))),
+                Some(HeaderEvent::Updated | HeaderEvent::Restored(_)) => {
+                    self.remote.refresh().await?;
+                    Ok(None)
+                }
+                Some(HeaderEvent::Lost(error)) => {
+                    tracing::warn!(image = %ctx.global_image_id, "the watch on the remote image broke: {error}");
+                    Ok(None)
+                }
+                Some(_) => Ok(None),
+            },
+            outcome = ended(&mut self.pruning) => {
+                self.pruned(outcome).await?;
+                Ok(None)
+            }
+            () = tokio::time::sleep(interval) => {
+                self.local.refresh().await?;
+                self.remote.refresh().await?;
+                Ok(None)
+            }
+        }
+    }
+
+    pub(super) fn say(&self, state: ReplayState, description: &str) {
+        self.ctx
+            .publish(Report::new(state, description), self.local.image.name());
+    }
+
+    pub(super) fn say_replaying(&mut self) {
+        let description = self.progress.describe(Instant::now());
+        self.say(ReplayState::Replaying, &description);
+    }
+
+    /// When the newest snapshots of both sides were made, on the primary.
+    fn note_timestamps(&mut self) {
+        let complete = |s: &&Snapshot| s.mirror().is_some_and(|m| m.complete);
+        let remote = &self.remote.header.snapshots;
+        self.progress.remote_timestamp = remote.values().rev().find(complete).map(|s| s.timestamp.seconds);
+        let held = self
+            .local
+            .header
+            .snapshots
+            .values()
+            .rev()
+            .find(complete)
+            .and_then(Snapshot::mirror);
+        let held = held.and_then(|m| remote.get(&m.primary_snap_id));
+        if let Some(held) = held {
+            self.progress.local_timestamp = Some(held.timestamp.seconds);
+        }
+    }
+}
+
+/// Removes mirror-snapshots, one after the other.
+async fn prune(image: Image, snaps: Vec<SnapId>) -> Result<()> {
+    for snap in snaps {
+        let header = image.read_header().await?;
+        snapshots::remove(&image, &header, snap).await?;
+    }
+    Ok(())
+}
+
+/// The outcome of a background task; never, when there is none. Cancel-safe.
+async fn ended<T>(task: &mut Option<JoinHandle<T>>) -> std::result::Result<T, JoinError> {
+    match task {
+        Some(task) => task.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// True while somebody promotes the image by force.
+fn is_orphan(image: &OpenImage) -> bool {
+    let newest = image
+        .header
+        .snapshots
+        .values()
+        .rev()
+        .find_map(|s| match &s.namespace {
+            SnapshotNamespace::Mirror(mirror) => Some(mirror),
+            _ => None,
+        });
+    newest.is_some_and(|mirror| mirror.is_orphan())
+}
+
+fn describe(stop: &Stop) -> (ReplayState, String) {
+    match stop {
+        Stop::LocalPrimary => (ReplayState::Stopped, "local image is primary".into()),
+        Stop::Orphan => (ReplayState::Stopped, "orphan (force promoting)".into()),
+        Stop::UnknownPeer(uuid) => (
+            ReplayState::Error,
+            format!("local image linked to unknown peer: its primary is in the pool {uuid}"),
+        ),
+        Stop::SplitBrain(why) => (
+            ReplayState::Error,
+            format!(
+                "split-brain detected: {why}; demote this image and run 'rbd mirror image resync' to follow the remote one"
+            ),
+        ),
+        Stop::RemoteNotPrimary => (ReplayState::Unknown, "remote image is not primary".into()),
+        Stop::Invalid(why) => (ReplayState::Error, why.clone()),
+    }
+}

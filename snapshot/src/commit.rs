@@ -1,0 +1,100 @@
+//! The end of a round: what makes a filled snapshot the one that a promotion continues from.
+//!
+//! All that must change together changes in one atomic write of the local header: the names of the round's user
+//! snapshots, the completeness of its mirror-snapshot, the link to the parent, and the resync flag. Before it a forced
+//! promotion rolls back to the snapshot before; after it, it continues from this one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rados::error::ResultExt;
+use rados::{ErrorClass, Result, SnapId};
+use rbd::object_map::ObjectState;
+use rbd::{Features, SnapshotNamespace, children, snapshots};
+use rbd::header_update::HeaderUpdate;
+use rbd::watch_notify::notify_header_update;
+
+use crate::begin::{Begun, OpenImage};
+
+/// How a user snapshot is called while one with its name takes its place; its id follows.
+const REPLACED_PREFIX: &str = ".mirror.replaced.";
+
+/// Commits a round whose objects have all been copied. `resync_key` is the metadata key of a resync that it fulfils.
+/// Repeatable after a failure. On success the header of `local` is fresh.
+pub async fn commit(
+    local: &mut OpenImage,
+    remote: &OpenImage,
+    begun: &Begun,
+    objects: u64,
+    resync_key: Option<&str>,
+) -> Result<()> {
+    let ioctx = local.image.header_ioctx().clone();
+    make_room_for_names(local, &begun.pending).await?;
+    cut_head_map(local).await?;
+
+    let mut update = HeaderUpdate::of(local.image.id()).set_copy_progress(begun.local_end, true, objects);
+    for (snap, name) in &begun.pending {
+        update = update.snapshot_rename(*snap, name);
+    }
+    let end = begun.steps.remote_ends().last().copied().unwrap_or(SnapId::HEAD);
+    let flattened = local.header.parent.is_some() && remote.header.parent_at(end).is_none();
+    match (&local.header.parent, remote.header.parent_at(end)) {
+        (Some(_), None) => update = update.parent_detach(),
+        (Some(mine), Some(theirs)) if mine.overlap != theirs.overlap && theirs.overlap > 0 => {
+            update = update.parent_attach(&mine.spec(), theirs.overlap, true);
+        }
+        _ => {}
+    }
+    if let Some(key) = resync_key {
+        update = update.remove_metadata(key);
+    }
+    update.apply(&ioctx).await.context(format!("cannot complete mirror-snapshot {}", begun.local_end))?;
+    local.refresh().await?;
+    if flattened && !local.header.snapshots.values().any(|s| s.parent.is_some()) {
+        children::detach_child(&local.image, &local.header).await?;
+    }
+    // Nobody is waited for: a client that misses it reads the header anew when it opens the image.
+    let id = local.image.id().clone();
+    tokio::spawn(async move {
+        if let Err(error) = notify_header_update(&ioctx, &id).await {
+            tracing::debug!(image = %id, "cannot tell others of a new mirror-snapshot: {error}");
+        }
+    });
+    Ok(())
+}
+
+/// Cuts the head's object map to the size that the image has now; the round may have needed a larger one.
+async fn cut_head_map(local: &OpenImage) -> Result<()> {
+    if !local.header.features.has(Features::OBJECT_MAP) {
+        return Ok(());
+    }
+    let objects = local.header.layout.object_count(local.header.size);
+    match local.image.object_map(SnapId::HEAD).resize(objects, ObjectState::NonExistent).await {
+        // A map that makes no sense is flagged as such, and keeps nobody from promoting.
+        Err(error) if error.class() == ErrorClass::Permanent => {
+            tracing::warn!(image = %local.image.id(), "leaving the object map alone: {error}");
+            snapshots::invalidate_object_map(&local.image, &local.header, SnapId::HEAD).await
+        }
+        other => other,
+    }
+}
+
+/// Renames user snapshots out of the way whose names the round's snapshots are about to get. They were removed or
+/// renamed on the primary, or they could not collide; the image state that is applied next says which.
+async fn make_room_for_names(local: &mut OpenImage, pending: &BTreeMap<SnapId, String>) -> Result<()> {
+    let wanted: BTreeSet<_> = pending.values().collect();
+    let in_the_way: Vec<_> = local
+        .header
+        .snapshots
+        .values()
+        .filter(|s| s.namespace == SnapshotNamespace::User && wanted.contains(&s.name) && !pending.contains_key(&s.id))
+        .map(|s| s.id)
+        .collect();
+    if in_the_way.is_empty() {
+        return Ok(());
+    }
+    let update = in_the_way.iter().fold(HeaderUpdate::of(local.image.id()), |update, snap| {
+        update.snapshot_rename(*snap, &format!("{REPLACED_PREFIX}{snap}"))
+    });
+    update.apply(local.image.header_ioctx()).await?;
+    local.refresh().await
+}

@@ -1,0 +1,141 @@
+//! Sizes of snapshots that are being filled.
+//!
+//! The class method that adds a snapshot records the size that the head has at that moment. A round must add its
+//! snapshots before it resizes the head (see `begin.rs`), so it corrects what was recorded: in the same atomic write
+//! that resizes the head, the stored records of its snapshots get their own sizes.
+//!
+//! A record is the value of the key `snapshot_%016x` in the omap of the image's header (`cls_rbd_snap`):
+//!
+//! | field | bytes |
+//! |---|---|
+//! | version, oldest compatible version, length of what follows | u8 8, u8 8, u32 |
+//! | id | u64 |
+//! | name | string |
+//! | image size | u64 |
+//! | protection status | u8 |
+//! | flags | u64 |
+//! | namespace | struct |
+//! | time | u32 seconds, u32 nanoseconds |
+//! | number of v1 clones | u32 |
+//! | overlap with the parent | u8 1 and u64, or u8 0 |
+//!
+//! Reference: `src/cls/rbd/cls_rbd.h`. A record of another version is refused, not guessed at.
+
+use bytes::Bytes;
+use rados::encoding::{Decode, DecodeError, Decoder};
+use rados::error::ResultExt;
+use rados::{Error, ReadAnswer, ReadSub, Result, SnapId, WriteSub};
+use rbd::SnapshotNamespace;
+use rbd::header_update::HeaderUpdate;
+use rbd::image::Image;
+use rbd::layout::header_object;
+
+/// The version of the record that is understood.
+const RECORD_VERSION: u8 = 8;
+
+/// What a snapshot's record is to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SnapshotSize {
+    /// The snapshot.
+    pub snap: SnapId,
+    /// Size of the image then, in bytes.
+    pub image_size: u64,
+    /// Bytes that may come from the parent; `None` when the image was no clone then.
+    pub parent_overlap: Option<u64>,
+}
+
+/// Resizes the head of `image` to `head_size` bytes and corrects the records of `snapshots`, in one atomic write.
+/// Repeatable.
+pub async fn set_sizes(image: &Image, head_size: u64, snapshots: &[SnapshotSize]) -> Result<()> {
+    let object = header_object(image.id());
+    let keys: Vec<_> = snapshots.iter().map(|s| format!("snapshot_{:016x}", s.snap.0)).collect();
+    let what = || format!("cannot correct the sizes of snapshots of image {}", image.id());
+    let answer = image.header_ioctx().read_one(&object, SnapId::HEAD, ReadSub::OmapGetByKeys(keys.clone())).await;
+    let ReadAnswer::Omap(page) = answer.context(what())? else {
+        return Err(Error::new(libc::EBADMSG, what()));
+    };
+    let mut entries = Vec::new();
+    for (key, size) in keys.into_iter().zip(snapshots) {
+        let stored = page.entries.iter().find(|(k, _)| *k == key).map(|(_, value)| value);
+        let stored = stored.ok_or_else(|| Error::new(libc::ENOENT, format!("{}: {} is gone", what(), size.snap)))?;
+        entries.push((key, corrected(stored, size).map_err(Error::from).context(what())?));
+    }
+    let op = HeaderUpdate::of(image.id()).set_size(head_size).into_op();
+    image.header_ioctx().write(op.with(WriteSub::OmapSet(entries))).await.map(drop).context(what())
+}
+
+/// The record `stored` with another size and overlap.
+fn corrected(stored: &[u8], size: &SnapshotSize) -> std::result::Result<Bytes, DecodeError> {
+    const HEAD_BYTES: usize = 6;
+    let mut d = Decoder::new(stored, "snapshot record");
+    let (version, compat) = (d.u8()?, d.u8()?);
+    if version != RECORD_VERSION || compat != RECORD_VERSION {
+        return Err(d.invalid(format!("it has version {version} (compatible with {compat}), not {RECORD_VERSION}")));
+    }
+    let length = d.u32()? as usize;
+    let mut d = Decoder::new(d.raw(length)?, "snapshot record");
+    d.u64()?;
+    d.string()?;
+    let size_at = length - d.left();
+    d.u64()?;
+    d.u8()?;
+    d.u64()?;
+    SnapshotNamespace::decode(&mut d)?;
+    d.raw(8 + 4)?;
+    let overlap_at = length - d.left();
+    let fields = &stored[HEAD_BYTES..HEAD_BYTES + length];
+
+    let mut record = Vec::with_capacity(stored.len() + 8);
+    record.extend_from_slice(&fields[..size_at]);
+    record.extend_from_slice(&size.image_size.to_le_bytes());
+    record.extend_from_slice(&fields[size_at + 8..overlap_at]);
+    match size.parent_overlap {
+        Some(overlap) => {
+            record.push(1);
+            record.extend_from_slice(&overlap.to_le_bytes());
+        }
+        None => record.push(0),
+    }
+    let mut bytes = vec![version, compat];
+    bytes.extend_from_slice(&(record.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(&record);
+    Ok(bytes.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rados::encoding::{Encode, Encoder};
+
+    fn record(version: u8, size: u64, overlap: Option<u64>) -> Bytes {
+        let mut e = Encoder::new();
+        e.versioned(version, version, |e| {
+            e.u64(7).string("snap").u64(size).u8(2).u64(1);
+            SnapshotNamespace::User.encode(e);
+            e.u32(1600).u32(5).u32(3);
+            match overlap {
+                Some(overlap) => e.u8(1).u64(overlap),
+                None => e.u8(0),
+            };
+        });
+        e.finish()
+    }
+
+    #[test]
+    fn only_size_and_overlap_change() {
+        for (before, after) in [(None, None), (None, Some(5)), (Some(9), None), (Some(9), Some(5))] {
+            let size = SnapshotSize { snap: SnapId(7), image_size: 4096, parent_overlap: after };
+            assert_eq!(corrected(&record(8, 1 << 30, before), &size).unwrap(), record(8, 4096, after));
+        }
+    }
+
+    #[test]
+    fn another_version_or_a_truncated_record_is_refused() {
+        let size = SnapshotSize { snap: SnapId(7), image_size: 4096, parent_overlap: None };
+        assert!(corrected(&record(9, 1 << 30, None), &size).is_err());
+        let whole = record(8, 1 << 30, Some(3));
+        for end in 0..whole.len() {
+            assert!(corrected(&whole[..end], &size).is_err(), "{end} bytes");
+        }
+    }
+}
