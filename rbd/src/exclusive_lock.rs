@@ -1,0 +1,212 @@
+//! The exclusive lock of an image: taking it from whoever has it, giving it up when asked, and asking its owner for what
+//! only he may do.
+//!
+//! An [`ExclusiveLock`] watches the image's header and answers everything that is asked there for as long as it lives,
+//! whether it holds the lock or not; so nobody ever waits for an answer of ours. The watch belongs to a task of its own,
+//! which publishes a [`LockReport`].
+//!
+//! Taking the lock:
+//!
+//! ```text
+//! lock the header ──ok──────────────────────────────┐
+//!   │ somebody has it                               ▼
+//!   ├─ he is dead: blocklist him, break, again    lock the object map (breaking what is left of others),
+//!   └─ he lives: notify "request lock"            notify "acquired lock"
+//!        ├─ "no" (EROFS): give up
+//!        ├─ "yes": wait for "released lock", again
+//!        └─ nobody answers: again
+//! ```
+//!
+//! Giving it up: the user of this lock sees [`LockReport::requested`], finishes its writes and calls
+//! [`ExclusiveLock::release`]; then unlock the object map and the header, notify "released lock". A peer who was told
+//! "yes" waits for that.
+//!
+//! As the owner we carry out no operation for others (snapshots, resizing, …): with [`RequestPolicy::HandOver`] the asker
+//! is told that we can't (EOPNOTSUPP) and librbd then asks for the lock and does it himself; with
+//! [`RequestPolicy::Refuse`] he is told EROFS.
+//!
+//! Reference: `src/librbd/ExclusiveLock.cc`, `src/librbd/exclusive_lock/`, `src/librbd/ImageWatcher.cc`,
+//! `src/librbd/object_map/LockRequest.cc`, `src/librbd/Operations.cc` (`C_InvokeAsyncRequest`).
+
+mod object_map_lock;
+mod task;
+
+use std::time::Duration;
+
+use rados::error::ResultExt;
+use rados::lock::{LockKind, LockRequest};
+use rados::{Error, IoCtx, ReadOp, Result};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::header_update::LOCK_NAME;
+use crate::layout::header_object;
+use crate::managed_lock::LOCK_TAG;
+use crate::types::ImageId;
+use crate::watch_notify::{ClientId, HeaderWatch, Operation};
+
+use task::{Command, Task};
+
+/// What peers who want the lock are told while we hold it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestPolicy {
+    /// That they will have it.
+    HandOver,
+    /// That they will not (EROFS).
+    Refuse,
+}
+
+/// How to hold a lock.
+#[derive(Debug, Clone, Copy)]
+pub struct LockOptions {
+    /// What peers are told.
+    pub policy: RequestPolicy,
+    /// Lock the object map, too: the image has the feature.
+    pub object_map: bool,
+    /// Silence after which the cluster takes us for dead.
+    pub watch_timeout: Duration,
+}
+
+impl Default for LockOptions {
+    fn default() -> Self {
+        LockOptions {
+            policy: RequestPolicy::HandOver,
+            object_map: true,
+            watch_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Whether we hold a lock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LockState {
+    /// We do not, and do not want to.
+    Unlocked,
+    /// We try to.
+    Acquiring,
+    /// We do, under this cookie.
+    Locked(String),
+    /// We did, and it was taken from us.
+    Lost(Error),
+    /// We are blocklisted, or the watch is gone for good: this lock is of no use any more. Open the image anew, through
+    /// a new connection.
+    Fenced(Error),
+}
+
+/// What a lock's task publishes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LockReport {
+    /// Whether we hold it.
+    pub state: LockState,
+    /// A peer who wants the lock that we hold and was told that it will have it: finish writing and release it.
+    pub requested: Option<ClientId>,
+    /// Who holds it, as far as notifications and answers told.
+    pub owner: Option<ClientId>,
+    /// Counts changes of the header that were told of, and gaps in which such news may have been missed. When it grows,
+    /// read the header afresh.
+    pub header_updates: u64,
+}
+
+impl LockReport {
+    /// True while we hold the lock.
+    pub fn is_held(&self) -> bool {
+        matches!(self.state, LockState::Locked(_))
+    }
+}
+
+/// The exclusive lock of an image that we have open. Dropping it gives up the lock in the background.
+#[derive(Debug)]
+pub struct ExclusiveLock {
+    ioctx: IoCtx,
+    image: ImageId,
+    commands: mpsc::UnboundedSender<Command>,
+    report: watch::Receiver<LockReport>,
+}
+
+impl ExclusiveLock {
+    /// Watches the header of `image`, which lies in `ioctx`. The lock is not taken yet. ENOENT when there is no such
+    /// image. Must be called within a tokio runtime.
+    pub async fn open(ioctx: &IoCtx, image: &ImageId, options: LockOptions) -> Result<ExclusiveLock> {
+        let header = HeaderWatch::new(ioctx, image, options.watch_timeout).await?;
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let (publish, report) = watch::channel(LockReport {
+            state: LockState::Unlocked,
+            requested: None,
+            owner: None,
+            header_updates: 0,
+        });
+        tokio::spawn(Task::new(ioctx, image, options, header, publish).run(inbox));
+        Ok(ExclusiveLock { ioctx: ioctx.clone(), image: image.clone(), commands, report })
+    }
+
+    /// What is going on, and the way to wait for changes of it.
+    pub fn report(&self) -> watch::Receiver<LockReport> {
+        self.report.clone()
+    }
+
+    /// True while we hold the lock, as far as we know.
+    pub fn is_held(&self) -> bool {
+        self.report.borrow().is_held()
+    }
+
+    /// Takes the lock; waits for a live owner to give it up, for as long as that takes. At once when it is held already.
+    ///
+    /// EROFS when the owner refuses, EBUSY when a person locked the image (`rbd lock add`), ESHUTDOWN when we are
+    /// blocklisted, ECANCELED when it is released or closed meanwhile. Cancel-safe: when the future is dropped, and
+    /// nobody else waits for the lock, it is not asked for any more; it may have been taken.
+    pub async fn acquire(&self) -> Result<()> {
+        self.ask(|answer| Command::Acquire { patient: true, answer }).await.map(drop)
+    }
+
+    /// As [`ExclusiveLock::acquire`], but does not ask a live owner for it: false when there is one.
+    pub async fn try_acquire(&self) -> Result<bool> {
+        self.ask(|answer| Command::Acquire { patient: false, answer }).await
+    }
+
+    /// Gives up the lock; all writes that need it must be finished. No error when it is not held. Cancel-safe: it is
+    /// given up all the same.
+    pub async fn release(&self) -> Result<()> {
+        self.ask(|answer| Command::Release { answer }).await
+    }
+
+    /// Changes what peers who want the lock are told.
+    pub fn set_policy(&self, policy: RequestPolicy) {
+        // When the task has ended nobody is told anything any more.
+        let _ = self.commands.send(Command::SetPolicy(policy));
+    }
+
+    /// Has the owner of the lock carry out `operation`, and waits until it is done. Others whom it concerns are notified
+    /// by the owner.
+    ///
+    /// ETIMEDOUT when nobody owns the lock, or the owner is silent: take the lock and do it yourself. ERESTART when the
+    /// owner changed meanwhile, or we hold the lock ourselves: it may or may not have been done; look, and try again.
+    /// EOPNOTSUPP when the owner cannot do it. Any other error is the operation's own. Cancel-safe: the owner carries on.
+    pub async fn ask_owner(&self, operation: Operation) -> Result<()> {
+        self.ask(|answer| Command::AskOwner { operation, answer }).await
+    }
+
+    /// Asks the OSD whether we still hold the lock. EBUSY, ENOENT or ESHUTDOWN when not.
+    pub async fn verify(&self) -> Result<()> {
+        let LockState::Locked(cookie) = self.report.borrow().state.clone() else {
+            return Err(Error::new(libc::ENOENT, format!("image {} is not locked by us", self.image)));
+        };
+        let lock = LockRequest::new(LOCK_NAME, LockKind::Exclusive, cookie).tagged(LOCK_TAG);
+        let op = ReadOp::new(header_object(&self.image)).with(lock.assert_locked_read_sub());
+        let verified = self.ioctx.read(op).await.map(drop);
+        verified.context(format!("the exclusive lock of image {} is lost", self.image))
+    }
+
+    /// Gives up the lock and the watch, and waits until the cluster has forgotten both.
+    pub async fn close(self) -> Result<()> {
+        self.ask(|answer| Command::Close { answer }).await
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command) -> Result<T> {
+        let (answer, answered) = oneshot::channel();
+        let ended = || match &self.report.borrow().state {
+            LockState::Fenced(error) => error.clone(),
+            _ => Error::new(libc::ECANCELED, format!("the lock of image {} is closed", self.image)),
+        };
+        self.commands.send(command(answer)).map_err(|_| ended())?;
+        answered.await.map_err(|_| ended())?
+    }
+}
