@@ -405,7 +405,7 @@ impl ObjectCopier {
         if reads.is_empty() {
             return Ok(Vec::new());
         }
-        let op = ReadOp::new(object);
+        let op = ReadOp::new(object).at(step.remote);
         let op = reads
             .iter()
             .fold(op, |op, extent| op.with(ReadSub::SparseRead(*extent)));
