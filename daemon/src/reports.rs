@@ -38,6 +38,13 @@ impl Reports {
         self.lock().remove(global_image_id);
     }
 
+    /// An image's current report.
+    pub fn get(&self, global_image_id: &str) -> Option<Report> {
+        self.lock()
+            .get(global_image_id)
+            .map(|report| report.borrow().clone())
+    }
+
     /// The current reports.
     pub fn current(&self) -> Vec<(Arc<str>, Report)> {
         self.lock()

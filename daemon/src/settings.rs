@@ -11,8 +11,6 @@ use std::time::Duration;
 pub struct Settings {
     /// `rbd_mirror_leader_heartbeat_interval`: how often a leader tells the others that it lives.
     pub leader_heartbeat_interval: Duration,
-    /// `rbd_blocklist_expire_seconds`: for how long a dead leader is fenced, in seconds; 0 leaves it to the monitors.
-    pub blocklist_expire_seconds: u64,
     /// `rbd_mirror_concurrent_image_syncs`: first copies and resyncs at once in a pool.
     pub concurrent_image_syncs: usize,
     /// `rbd_mirror_concurrent_image_deletions`: removals of local images at once in a pool.
@@ -37,7 +35,6 @@ impl Settings {
         let source = Source { lookup };
         Settings {
             leader_heartbeat_interval: source.seconds("rbd_mirror_leader_heartbeat_interval", 5.0),
-            blocklist_expire_seconds: source.value("rbd_blocklist_expire_seconds", 0),
             concurrent_image_syncs: source.value("rbd_mirror_concurrent_image_syncs", 5),
             concurrent_image_deletions: source.value("rbd_mirror_concurrent_image_deletions", 1),
             refresh_interval: source.seconds("rbd_mirror_pool_replayers_refresh_interval", 30.0),
