@@ -16,7 +16,8 @@ use crate::error::{Error, Result};
 use crate::op::{ReadOp, ReadReply, WriteOp};
 use crate::types::{PoolId, SnapId};
 
-/// A running request. Dropping it gives up the answer; it does not undo the request.
+/// A request, which starts when it is first polled. Requests that one task starts in turn reach an object in that order.
+/// Dropping it gives up the answer; it does not undo the request, but keeps it from being sent again.
 pub type Pending<T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'static>>;
 
 /// Where an object lives: a pool and a namespace in it (empty for the default one).
@@ -84,6 +85,12 @@ pub struct Watch {
     pub registration: Box<dyn Registration>,
 }
 
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Watch(cookie {})", self.cookie)
+    }
+}
+
 /// A live registration behind a [`Watch`].
 pub trait Registration: Send + Sync {
     /// Unregisters and waits until the cluster has forgotten the watch. Dropping does the same without waiting.
@@ -131,9 +138,7 @@ pub struct NotifyAnswer {
 impl NotifyAnswer {
     /// An answer that is handed to `send`.
     pub fn new(send: impl FnOnce(Bytes) + Send + 'static) -> Self {
-        NotifyAnswer {
-            send: Some(Box::new(send)),
-        }
+        NotifyAnswer { send: Some(Box::new(send)) }
     }
 
     /// Answers with `payload`.

@@ -41,10 +41,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits {
-            operations: 1024,
-            bytes: 256 << 20,
-        }
+        Limits { operations: 1024, bytes: 256 << 20 }
     }
 }
 
@@ -126,13 +123,7 @@ impl Cluster {
 
     /// A namespace of a pool.
     pub fn namespace(&self, pool: PoolId, namespace: &str) -> IoCtx {
-        IoCtx::new(
-            self.backend.clone(),
-            Location {
-                pool,
-                namespace: namespace.into(),
-            },
-        )
+        IoCtx::new(self.backend.clone(), Location { pool, namespace: namespace.into() })
     }
 
     /// Every pool: number and name.
@@ -154,9 +145,7 @@ impl Cluster {
         command: serde_json::Value,
         input: impl Into<Bytes>,
     ) -> Result<CommandReply> {
-        self.backend
-            .command(target, command.to_string(), input.into())
-            .await
+        self.backend.command(target, command.to_string(), input.into()).await
     }
 
     /// Value of a key of the monitors' config-key store; `None` when there is no such key.

@@ -23,21 +23,9 @@ pub(crate) fn read(op: &ReadOp, failed: Option<usize>, location: &Location) -> S
         None => None,
     };
     let verb = sub.map_or_else(|| "read".to_string(), read_verb);
-    let snap = if op.snap.is_head() {
-        String::new()
-    } else {
-        format!(" at snapshot {}", op.snap.0)
-    };
-    let snap = if matches!(sub, Some(ReadSub::ListSnaps)) {
-        String::new()
-    } else {
-        snap
-    };
-    format!(
-        "cannot {verb} object '{}'{snap} {}",
-        op.object,
-        in_location(location)
-    )
+    let snap = if op.snap.is_head() { String::new() } else { format!(" at snapshot {}", op.snap.0) };
+    let snap = if matches!(sub, Some(ReadSub::ListSnaps)) { String::new() } else { snap };
+    format!("cannot {verb} object '{}'{snap} {}", op.object, in_location(location))
 }
 
 fn read_verb(sub: &ReadSub) -> String {
@@ -65,11 +53,7 @@ pub(crate) fn write(op: &WriteOp, location: &Location) -> String {
     if op.subs.len() > NAMED_MAX {
         parts.push("…".into());
     }
-    format!(
-        "cannot change object '{}' {place} ({})",
-        op.object,
-        parts.join(", ")
-    )
+    format!("cannot change object '{}' {place} ({})", op.object, parts.join(", "))
 }
 
 fn write_verb(sub: &WriteSub) -> String {
@@ -120,21 +104,10 @@ mod tests {
 
     #[test]
     fn sentences_name_operation_object_and_place() {
-        let location = Location {
-            pool: PoolId(3),
-            namespace: "".into(),
-        };
-        let inner = Location {
-            pool: PoolId(3),
-            namespace: "inner".into(),
-        };
-        let op = ReadOp::new("a")
-            .exec("rbd", "get_size", &b""[..])
-            .with(ReadSub::Stat);
-        assert_eq!(
-            read(&op, Some(0), &location),
-            "cannot call rbd.get_size on object 'a' in pool 3"
-        );
+        let location = Location { pool: PoolId(3), namespace: "".into() };
+        let inner = Location { pool: PoolId(3), namespace: "inner".into() };
+        let op = ReadOp::new("a").exec("rbd", "get_size", &b""[..]).with(ReadSub::Stat);
+        assert_eq!(read(&op, Some(0), &location), "cannot call rbd.get_size on object 'a' in pool 3");
         assert_eq!(
             read(&op.at(SnapId(7)), None, &inner),
             "cannot read object 'a' at snapshot 7 in pool 3, namespace 'inner'"

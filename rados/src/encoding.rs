@@ -109,10 +109,7 @@ impl Encoder {
 
     /// Appends a count or length as u32.
     pub fn count(&mut self, n: usize) -> &mut Self {
-        debug_assert!(
-            u32::try_from(n).is_ok(),
-            "a container of {n} elements has no encoding"
-        );
+        debug_assert!(u32::try_from(n).is_ok(), "a container of {n} elements has no encoding");
         self.u32(n as u32)
     }
 
@@ -197,11 +194,7 @@ macro_rules! decode_int {
 impl<'a> Decoder<'a> {
     /// A reader of `input`; `what` names it in errors.
     pub fn new(input: &'a [u8], what: &'static str) -> Self {
-        Decoder {
-            input,
-            offset: 0,
-            what,
-        }
+        Decoder { input, offset: 0, what }
     }
 
     decode_int!(u8: u8, u16: u16, u32: u32, u64: u64, i32: i32, i64: i64);
@@ -245,12 +238,7 @@ impl<'a> Decoder<'a> {
         let needed = count.saturating_mul(element_bytes_min.max(1));
         let left = self.left();
         if needed > left {
-            return Err(DecodeError::Truncated {
-                what: self.what,
-                offset: self.offset,
-                needed,
-                left,
-            });
+            return Err(DecodeError::Truncated { what: self.what, offset: self.offset, needed, left });
         }
         Ok(count)
     }
@@ -286,21 +274,12 @@ impl<'a> Decoder<'a> {
         let version = self.u8()?;
         let compat = self.u8()?;
         if compat > known {
-            return Err(DecodeError::TooNew {
-                what,
-                version,
-                compat,
-                known,
-            });
+            return Err(DecodeError::TooNew { what, version, compat, known });
         }
         let length = self.u32()? as usize;
         let start = self.offset;
         let body = self.raw(length)?;
-        let mut inner = Decoder {
-            input: &self.input[..start + body.len()],
-            offset: start,
-            what,
-        };
+        let mut inner = Decoder { input: &self.input[..start + body.len()], offset: start, what };
         fields(&mut inner, version)
     }
 
@@ -311,10 +290,7 @@ impl<'a> Decoder<'a> {
 
     /// An error about a value just read.
     pub fn invalid(&self, why: impl Into<String>) -> DecodeError {
-        DecodeError::Invalid {
-            what: self.what,
-            why: why.into(),
-        }
+        DecodeError::Invalid { what: self.what, why: why.into() }
     }
 }
 
@@ -348,14 +324,7 @@ mod tests {
         e.versioned(5, 4, |_| {});
         let bytes = e.finish();
         let refused = Decoder::new(&bytes, "test").versioned("thing", 3, |_, _| Ok(()));
-        assert!(matches!(
-            refused,
-            Err(DecodeError::TooNew {
-                compat: 4,
-                known: 3,
-                ..
-            })
-        ));
+        assert!(matches!(refused, Err(DecodeError::TooNew { compat: 4, known: 3, .. })));
 
         let lying = [0xff, 0xff, 0xff, 0xff, 1, 2, 3];
         assert!(Decoder::new(&lying, "test").string_map().is_err());

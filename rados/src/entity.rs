@@ -35,10 +35,7 @@ pub struct EntityName {
 impl EntityName {
     /// The client with this global id ([`crate::Cluster::instance_id`]).
     pub fn client(instance_id: u64) -> Self {
-        EntityName {
-            kind: KIND_CLIENT,
-            number: instance_id as i64,
-        }
+        EntityName { kind: KIND_CLIENT, number: instance_id as i64 }
     }
 }
 
@@ -65,10 +62,7 @@ impl Encode for EntityName {
 
 impl Decode for EntityName {
     fn decode(d: &mut Decoder<'_>) -> Result<Self, DecodeError> {
-        Ok(EntityName {
-            kind: d.u8()?,
-            number: d.i64()?,
-        })
+        Ok(EntityName { kind: d.u8()?, number: d.i64()? })
     }
 }
 
@@ -98,10 +92,7 @@ impl Decode for EntityAddress {
                 let nonce = d.u32()?;
                 let storage = d.raw(SOCKADDR_STORAGE_BYTES)?;
                 let family = u16::from_be_bytes([storage[0], storage[1]]);
-                Ok(EntityAddress {
-                    socket: socket(family, &storage[2..], d)?,
-                    nonce,
-                })
+                Ok(EntityAddress { socket: socket(family, &storage[2..], d)?, nonce })
             }
             1 => d.versioned("entity_addr_t", 1, |d, _| {
                 let _type = d.u32()?;
@@ -112,10 +103,7 @@ impl Decode for EntityAddress {
                 }
                 let family = d.u16()?;
                 let rest = d.raw(length.saturating_sub(2))?;
-                Ok(EntityAddress {
-                    socket: socket(family, rest, d)?,
-                    nonce,
-                })
+                Ok(EntityAddress { socket: socket(family, rest, d)?, nonce })
             }),
             marker => Err(d.invalid(format!("an address starts with {marker}"))),
         }
@@ -128,17 +116,11 @@ fn socket(family: u16, rest: &[u8], d: &Decoder<'_>) -> Result<Option<SocketAddr
     let port = || rest.first_chunk::<2>().map(|bytes| u16::from_be_bytes(*bytes));
     let ip = match family {
         AF_INET => {
-            let ip: [u8; 4] = rest
-                .get(2..6)
-                .and_then(|ip| ip.try_into().ok())
-                .ok_or_else(short)?;
+            let ip: [u8; 4] = rest.get(2..6).and_then(|ip| ip.try_into().ok()).ok_or_else(short)?;
             IpAddr::V4(Ipv4Addr::from(ip))
         }
         AF_INET6 => {
-            let ip: [u8; 16] = rest
-                .get(6..22)
-                .and_then(|ip| ip.try_into().ok())
-                .ok_or_else(short)?;
+            let ip: [u8; 16] = rest.get(6..22).and_then(|ip| ip.try_into().ok()).ok_or_else(short)?;
             IpAddr::V6(Ipv6Addr::from(ip))
         }
         _ => return Ok(None),

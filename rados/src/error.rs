@@ -26,10 +26,7 @@ pub enum ErrorClass {
 impl Error {
     /// A failure with the (positive) error number `errno`; `what` completes the sentence "cannot …".
     pub fn new(errno: i32, what: impl Into<String>) -> Self {
-        Error {
-            errno: errno.abs(),
-            what: what.into(),
-        }
+        Error { errno: errno.abs(), what: what.into() }
     }
 
     /// The (positive) error number.
@@ -60,10 +57,7 @@ impl Error {
 
     /// The same failure with more said about what was tried: "`context`: …".
     pub fn context(self, context: impl fmt::Display) -> Self {
-        Error {
-            errno: self.errno,
-            what: format!("{context}: {}", self.what),
-        }
+        Error { errno: self.errno, what: format!("{context}: {}", self.what) }
     }
 }
 

@@ -50,24 +50,12 @@ impl IoCtx {
 
     /// The same namespace of another pool.
     pub fn with_pool(&self, pool: PoolId) -> IoCtx {
-        IoCtx::new(
-            self.backend.clone(),
-            Location {
-                pool,
-                namespace: self.location.namespace.clone(),
-            },
-        )
+        IoCtx::new(self.backend.clone(), Location { pool, namespace: self.location.namespace.clone() })
     }
 
     /// Another namespace of the same pool.
     pub fn with_namespace(&self, namespace: &str) -> IoCtx {
-        IoCtx::new(
-            self.backend.clone(),
-            Location {
-                pool: self.location.pool,
-                namespace: namespace.into(),
-            },
-        )
+        IoCtx::new(self.backend.clone(), Location { pool: self.location.pool, namespace: namespace.into() })
     }
 
     /// Reads one object.
@@ -109,9 +97,7 @@ impl IoCtx {
         method: &str,
         input: impl Into<Bytes>,
     ) -> Result<()> {
-        self.write(WriteOp::new(object).exec(class, method, input))
-            .await
-            .map(drop)
+        self.write(WriteOp::new(object).exec(class, method, input)).await.map(drop)
     }
 
     /// Bytes of an object's range at `snap`; short at its end.
@@ -148,11 +134,7 @@ impl IoCtx {
 
     /// A page of omap entries: keys greater than `after` that start with `prefix`.
     pub async fn omap_page(&self, object: &str, after: &str, prefix: &str, max: u64) -> Result<OmapPage> {
-        let sub = ReadSub::OmapGet {
-            after: after.into(),
-            prefix: prefix.into(),
-            max,
-        };
+        let sub = ReadSub::OmapGet { after: after.into(), prefix: prefix.into(), max };
         match self.read_one(object, SnapId::HEAD, sub).await? {
             ReadAnswer::Omap(page) => Ok(page),
             _ => Err(unexpected(object)),
@@ -175,9 +157,7 @@ impl IoCtx {
 
     /// Removes an object; ENOENT when there is none.
     pub async fn remove(&self, object: &str) -> Result<()> {
-        self.write(WriteOp::new(object).with(crate::op::WriteSub::Remove))
-            .await
-            .map(drop)
+        self.write(WriteOp::new(object).with(crate::op::WriteSub::Remove)).await.map(drop)
     }
 
     /// Allocates a self-managed snapshot id (a monitor round).
@@ -202,15 +182,10 @@ impl IoCtx {
 
     /// Notifies the watchers of an object.
     pub async fn notify(&self, object: &str, payload: Bytes, timeout: Duration) -> Result<NotifyReply> {
-        self.backend
-            .notify(&self.location, object, payload, timeout)
-            .await
+        self.backend.notify(&self.location, object, payload, timeout).await
     }
 }
 
 fn unexpected(object: &str) -> Error {
-    Error::new(
-        libc::EBADMSG,
-        format!("cannot use the answer to an operation on object '{object}'"),
-    )
+    Error::new(libc::EBADMSG, format!("cannot use the answer to an operation on object '{object}'"))
 }

@@ -31,6 +31,7 @@ pub use cluster::{Cluster, CommandReply, CommandTarget, ConnectOptions, Limits, 
 pub use error::{Error, ErrorClass, Result};
 pub use ioctx::IoCtx;
 pub use op::{
-    ChecksumKind, Clone, CloneSet, OmapPage, ReadAnswer, ReadOp, ReadReply, ReadSub, Watcher, WriteOp, WriteSub,
+    ChecksumKind, Clone, CloneSet, OmapPage, ReadAnswer, ReadOp, ReadReply, ReadSub, Watcher, WriteOp,
+    WriteSub,
 };
 pub use types::{Extent, PoolId, SnapContext, SnapId};

@@ -237,11 +237,7 @@ pub enum WriteSub {
 impl ReadOp {
     /// An empty read of `object` at its head.
     pub fn new(object: impl Into<String>) -> Self {
-        ReadOp {
-            object: object.into(),
-            snap: SnapId::HEAD,
-            subs: Vec::new(),
-        }
+        ReadOp { object: object.into(), snap: SnapId::HEAD, subs: Vec::new() }
     }
 
     /// Reads at `snap`.
@@ -258,22 +254,14 @@ impl ReadOp {
 
     /// Adds a call of a class method that reads.
     pub fn exec(self, class: &str, method: &str, input: impl Into<Bytes>) -> Self {
-        self.with(ReadSub::Exec {
-            class: class.into(),
-            method: method.into(),
-            input: input.into(),
-        })
+        self.with(ReadSub::Exec { class: class.into(), method: method.into(), input: input.into() })
     }
 }
 
 impl WriteOp {
     /// An empty change of `object`.
     pub fn new(object: impl Into<String>) -> Self {
-        WriteOp {
-            object: object.into(),
-            snap_context: SnapContext::default(),
-            subs: Vec::new(),
-        }
+        WriteOp { object: object.into(), snap_context: SnapContext::default(), subs: Vec::new() }
     }
 
     /// Preserves the snapshots of `snap_context`.
@@ -290,11 +278,7 @@ impl WriteOp {
 
     /// Adds a call of a class method that writes.
     pub fn exec(self, class: &str, method: &str, input: impl Into<Bytes>) -> Self {
-        self.with(WriteSub::Exec {
-            class: class.into(),
-            method: method.into(),
-            input: input.into(),
-        })
+        self.with(WriteSub::Exec { class: class.into(), method: method.into(), input: input.into() })
     }
 
     /// Bytes of data that it carries: what it counts against the bound of bytes in flight.

@@ -30,11 +30,7 @@ impl SnapId {
 
 impl fmt::Display for SnapId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_head() {
-            f.write_str("head")
-        } else {
-            self.0.fmt(f)
-        }
+        if self.is_head() { f.write_str("head") } else { self.0.fmt(f) }
     }
 }
 

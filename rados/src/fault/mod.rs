@@ -71,11 +71,7 @@ impl Faulty {
     /// Wraps `inner`. Counts group objects by `prefixes`.
     pub fn new(inner: Arc<dyn Backend>, plan: FaultPlan, prefixes: &[&str]) -> Arc<Faulty> {
         let matched = vec![0; plan.rules.len()];
-        let progress = Progress {
-            plan,
-            matched,
-            counts: Counts::new(),
-        };
+        let progress = Progress { plan, matched, counts: Counts::new() };
         let prefixes = prefixes.iter().map(|prefix| prefix.to_string()).collect();
         let (crashed, _) = watch::channel(false);
         Arc::new(Faulty {
@@ -103,12 +99,7 @@ impl Faulty {
 
     /// Number of requests so far, of all kinds.
     pub fn requests(&self) -> u64 {
-        self.shared
-            .progress()
-            .counts
-            .values()
-            .map(|count| count.operations)
-            .sum()
+        self.shared.progress().counts.values().map(|count| count.operations).sum()
     }
 
     /// Crashes now.
@@ -170,11 +161,7 @@ impl Shared {
     /// Counts a request, and says what it is to suffer.
     fn count(&self, request: &Request) -> Option<Fault> {
         let mut progress = self.progress();
-        let Progress {
-            plan,
-            matched,
-            counts,
-        } = &mut *progress;
+        let Progress { plan, matched, counts } = &mut *progress;
         let count = counts.entry((request.kind, self.group(request))).or_default();
         count.operations += 1;
         count.bytes += request.bytes;
@@ -192,23 +179,13 @@ impl Shared {
     }
 
     fn add_bytes(&self, request: &Request, bytes: u64) {
-        self.progress()
-            .counts
-            .entry((request.kind, self.group(request)))
-            .or_default()
-            .bytes += bytes;
+        self.progress().counts.entry((request.kind, self.group(request))).or_default().bytes += bytes;
     }
 
     fn group(&self, request: &Request) -> String {
         let object = request.object.as_deref().unwrap_or_default();
-        let fitting = self
-            .prefixes
-            .iter()
-            .filter(|prefix| object.starts_with(prefix.as_str()));
-        fitting
-            .max_by_key(|prefix| prefix.len())
-            .cloned()
-            .unwrap_or_default()
+        let fitting = self.prefixes.iter().filter(|prefix| object.starts_with(prefix.as_str()));
+        fitting.max_by_key(|prefix| prefix.len()).cloned().unwrap_or_default()
     }
 
     async fn suffer<T: Send + 'static>(
@@ -249,11 +226,7 @@ impl Shared {
 fn received_bytes(reply: &ReadReply) -> u64 {
     let size = |answer: &ReadAnswer| match answer {
         ReadAnswer::Data(data) | ReadAnswer::Sparse { data, .. } => data.len(),
-        ReadAnswer::Omap(page) => page
-            .entries
-            .iter()
-            .map(|(key, value)| key.len() + value.len())
-            .sum(),
+        ReadAnswer::Omap(page) => page.entries.iter().map(|(key, value)| key.len() + value.len()).sum(),
         _ => 0,
     };
     reply.answers.iter().map(|answer| size(answer) as u64).sum()
@@ -262,11 +235,7 @@ fn received_bytes(reply: &ReadReply) -> u64 {
 impl Backend for Faulty {
     fn read(&self, location: &Location, op: ReadOp) -> Pending<ReadReply> {
         let (inner, location) = (self.inner.clone(), location.clone());
-        self.measured(
-            Request::read(&op),
-            move || inner.read(&location, op),
-            received_bytes,
-        )
+        self.measured(Request::read(&op), move || inner.read(&location, op), received_bytes)
     }
 
     fn write(&self, location: &Location, op: WriteOp) -> Pending<u64> {
@@ -276,9 +245,7 @@ impl Backend for Faulty {
 
     fn snap_create(&self, location: &Location) -> Pending<SnapId> {
         let (inner, location) = (self.inner.clone(), location.clone());
-        self.request(Request::new(OperationKind::SnapCreate, None), move || {
-            inner.snap_create(&location)
-        })
+        self.request(Request::new(OperationKind::SnapCreate, None), move || inner.snap_create(&location))
     }
 
     fn snap_remove(&self, location: &Location, snap: SnapId) -> Pending<()> {
@@ -290,9 +257,7 @@ impl Backend for Faulty {
 
     fn list_objects(&self, location: &Location) -> Pending<Vec<String>> {
         let (inner, location) = (self.inner.clone(), location.clone());
-        self.request(Request::new(OperationKind::List, None), move || {
-            inner.list_objects(&location)
-        })
+        self.request(Request::new(OperationKind::List, None), move || inner.list_objects(&location))
     }
 
     fn watch(&self, location: &Location, object: &str, timeout: Duration) -> Pending<Watch> {
@@ -329,24 +294,18 @@ impl Backend for Faulty {
 
     fn wait_for_latest_osdmap(&self) -> Pending<()> {
         let inner = self.inner.clone();
-        self.request(Request::new(OperationKind::Other, None), move || {
-            inner.wait_for_latest_osdmap()
-        })
+        self.request(Request::new(OperationKind::Other, None), move || inner.wait_for_latest_osdmap())
     }
 
     fn service_register(&self, service: &str, daemon: &str, metadata: Vec<(String, String)>) -> Pending<()> {
         let (inner, service, daemon) = (self.inner.clone(), service.to_string(), daemon.to_string());
         let request = Request::new(OperationKind::Other, None);
-        self.request(request, move || {
-            inner.service_register(&service, &daemon, metadata)
-        })
+        self.request(request, move || inner.service_register(&service, &daemon, metadata))
     }
 
     fn service_update_status(&self, status: Vec<(String, String)>) -> Pending<()> {
         let inner = self.inner.clone();
-        self.request(Request::new(OperationKind::Other, None), move || {
-            inner.service_update_status(status)
-        })
+        self.request(Request::new(OperationKind::Other, None), move || inner.service_update_status(status))
     }
 
     fn fsid(&self) -> &str {

@@ -10,11 +10,7 @@ use crate::backend::{Pending, Registration, Watch, WatchEvent};
 
 /// A watch that falls silent at the crash, and neither answers nor unregisters from then on.
 pub(super) fn mortal_watch(watch: Watch, shared: Arc<Shared>) -> Watch {
-    let Watch {
-        events: mut inner,
-        cookie,
-        registration,
-    } = watch;
+    let Watch { events: mut inner, cookie, registration } = watch;
     let (sender, events) = mpsc::unbounded_channel();
     let forwarding = shared.clone();
     tokio::spawn(async move {
@@ -40,14 +36,7 @@ pub(super) fn mortal_watch(watch: Watch, shared: Arc<Shared>) -> Watch {
         }
         drop(sender);
     });
-    Watch {
-        events,
-        cookie,
-        registration: Box::new(Mortal {
-            inner: Some(registration),
-            shared,
-        }),
-    }
+    Watch { events, cookie, registration: Box::new(Mortal { inner: Some(registration), shared }) }
 }
 
 /// A registration that stays when its owner has crashed.

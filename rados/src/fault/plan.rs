@@ -91,23 +91,13 @@ impl FaultPlan {
 
     /// Adds a fault at the `nth` request that matches.
     pub fn at(mut self, nth: u64, matcher: Matcher, fault: Fault) -> Self {
-        self.rules.push(Rule {
-            matcher,
-            nth,
-            times: 1,
-            fault,
-        });
+        self.rules.push(Rule { matcher, nth, times: 1, fault });
         self
     }
 
     /// Adds a fault at every request that matches, from the `nth` on.
     pub fn from(mut self, nth: u64, matcher: Matcher, fault: Fault) -> Self {
-        self.rules.push(Rule {
-            matcher,
-            nth,
-            times: u64::MAX,
-            fault,
-        });
+        self.rules.push(Rule { matcher, nth, times: u64::MAX, fault });
         self
     }
 
@@ -115,11 +105,7 @@ impl FaultPlan {
     pub fn seeded_crash(seed: u64, requests: u64) -> Self {
         let mut random = SplitMix64(seed);
         let nth = 1 + random.below(requests.max(1));
-        let fault = if random.below(2) == 0 {
-            Fault::CrashBefore
-        } else {
-            Fault::CrashAfter
-        };
+        let fault = if random.below(2) == 0 { Fault::CrashBefore } else { Fault::CrashAfter };
         Self::none().at(nth, Matcher::default(), fault)
     }
 
@@ -160,18 +146,12 @@ impl SplitMix64 {
 impl Matcher {
     /// Requests of one kind.
     pub fn kind(kind: OperationKind) -> Self {
-        Matcher {
-            kind: Some(kind),
-            ..Self::default()
-        }
+        Matcher { kind: Some(kind), ..Self::default() }
     }
 
     /// Operations that call `class.method`.
     pub fn method(method: &str) -> Self {
-        Matcher {
-            method: Some(method.to_string()),
-            ..Self::default()
-        }
+        Matcher { method: Some(method.to_string()), ..Self::default() }
     }
 
     /// The same, on objects whose name starts with `prefix` only.
@@ -189,10 +169,7 @@ impl Matcher {
         };
         object
             && self.kind.is_none_or(|kind| kind == request.kind)
-            && self
-                .method
-                .as_ref()
-                .is_none_or(|method| request.methods.contains(method))
+            && self.method.as_ref().is_none_or(|method| request.methods.contains(method))
     }
 }
 
@@ -206,12 +183,7 @@ pub(super) struct Request {
 
 impl Request {
     pub(super) fn new(kind: OperationKind, object: Option<&str>) -> Request {
-        Request {
-            kind,
-            object: object.map(str::to_string),
-            methods: Vec::new(),
-            bytes: 0,
-        }
+        Request { kind, object: object.map(str::to_string), methods: Vec::new(), bytes: 0 }
     }
 
     pub(super) fn read(op: &ReadOp) -> Request {
@@ -219,10 +191,7 @@ impl Request {
             ReadSub::Exec { class, method, .. } => Some(format!("{class}.{method}")),
             _ => None,
         });
-        Request {
-            methods: methods.collect(),
-            ..Request::new(OperationKind::Read, Some(&op.object))
-        }
+        Request { methods: methods.collect(), ..Request::new(OperationKind::Read, Some(&op.object)) }
     }
 
     pub(super) fn write(op: &WriteOp) -> Request {
@@ -231,11 +200,7 @@ impl Request {
             _ => None,
         });
         let bytes = op.payload_bytes();
-        Request {
-            methods: methods.collect(),
-            bytes,
-            ..Request::new(OperationKind::Write, Some(&op.object))
-        }
+        Request { methods: methods.collect(), bytes, ..Request::new(OperationKind::Write, Some(&op.object)) }
     }
 }
 

@@ -35,10 +35,7 @@ pub(super) async fn on_own_thread<T: Send + 'static>(
         .map_err(|e| Error::new(e.raw_os_error().unwrap_or(libc::EAGAIN), "cannot start a thread"))?;
     match receiver.await {
         Ok(result) => result,
-        Err(_) => Err(Error::new(
-            libc::EIO,
-            "cannot finish a call of librados: its thread panicked",
-        )),
+        Err(_) => Err(Error::new(libc::EIO, "cannot finish a call of librados: its thread panicked")),
     }
 }
 
@@ -148,10 +145,7 @@ pub(super) async fn command(
 /// Sentence for a failed command. Arguments stay out of it: they may be secrets.
 fn describe_command(command: &str, status: &str) -> String {
     let parsed: Option<serde_json::Value> = serde_json::from_str(command).ok();
-    let prefix = parsed
-        .as_ref()
-        .and_then(|value| value["prefix"].as_str())
-        .unwrap_or("?");
+    let prefix = parsed.as_ref().and_then(|value| value["prefix"].as_str()).unwrap_or("?");
     let status = status.trim();
     if status.is_empty() {
         format!("cannot run the command '{prefix}'")
@@ -188,9 +182,7 @@ pub(super) async fn pools(connection: Arc<Connection>) -> Result<Vec<(PoolId, St
             }
             buffer = vec![0; needed as usize * 2];
         }
-        let names = buffer
-            .split(|byte| *byte == 0)
-            .take_while(|name| !name.is_empty());
+        let names = buffer.split(|byte| *byte == 0).take_while(|name| !name.is_empty());
         let mut pools = Vec::new();
         for name in names {
             let name_c = CString::new(name).unwrap_or_default();
@@ -256,9 +248,7 @@ pub(super) async fn service_update_status(
         // SAFETY: the handle is connected; the dictionary, which ends with two zero bytes, lives across the call.
         let updated =
             unsafe { ffi::rados_service_update_status(handle_of.handle().0, status.as_ptr().cast()) };
-        check(updated, || {
-            "cannot publish the status of the service daemon".into()
-        })
+        check(updated, || "cannot publish the status of the service daemon".into())
     })
     .await
 }

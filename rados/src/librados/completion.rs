@@ -53,15 +53,7 @@ impl<P: Payload> State<P> {
     /// A state to be handed to librados, and the end at which to wait.
     pub(super) fn new(payload: P, permit: Option<Permit>, io: Io) -> (Box<State<P>>, Receiver<P>) {
         let (sender, receiver) = oneshot::channel();
-        (
-            Box::new(State {
-                sender,
-                payload,
-                _permit: permit,
-                _io: io,
-            }),
-            receiver,
-        )
+        (Box::new(State { sender, payload, _permit: permit, _io: io }), receiver)
     }
 
     /// What librados works on.
@@ -81,12 +73,7 @@ impl<P: Payload> State<P> {
                 version: ffi::rados_aio_get_version(completion),
             }
         };
-        let State {
-            sender,
-            mut payload,
-            _permit,
-            _io,
-        } = *state;
+        let State { sender, mut payload, _permit, _io } = *state;
         payload.complete(outcome);
         // Nobody waiting: the payload is dropped here.
         let _ = sender.send((outcome, payload));
@@ -134,10 +121,7 @@ pub(super) async fn answer<R, P>(receiver: R) -> Result<(Outcome, P)>
 where
     R: Future<Output = std::result::Result<(Outcome, P), oneshot::error::RecvError>>,
 {
-    receiver.await.map_err(|_| {
-        Error::new(
-            libc::EIO,
-            "cannot learn the result of a call: librados dropped it",
-        )
-    })
+    receiver
+        .await
+        .map_err(|_| Error::new(libc::EIO, "cannot learn the result of a call: librados dropped it"))
 }

@@ -34,11 +34,8 @@ const BLOCKING_CALLS_MAX: usize = 16;
 const BYTES_PER_PERMIT: u64 = 1024;
 
 /// What is set before the caller's options (see the head of this file).
-const PRESET: [(&str, &str); 3] = [
-    ("admin_socket", ""),
-    ("objecter_inflight_ops", "0"),
-    ("objecter_inflight_op_bytes", "0"),
-];
+const PRESET: [(&str, &str); 3] =
+    [("admin_socket", ""), ("objecter_inflight_ops", "0"), ("objecter_inflight_op_bytes", "0")];
 
 /// A connected cluster handle.
 pub(super) struct Connection {
@@ -136,10 +133,7 @@ impl Connection {
                 blocking::on_thread_of(self, move || connection.open_io(location)).await?
             }
         };
-        Ok(Io {
-            raw,
-            connection: self.clone(),
-        })
+        Ok(Io { raw, connection: self.clone() })
     }
 
     fn open_io(&self, location: Location) -> Result<Arc<RawIo>> {
@@ -168,14 +162,8 @@ impl Drop for Connection {
             drop(OpenCount);
         };
         // Without a thread the handle leaks, which is harmless, while waiting here might never end.
-        if let Err(error) = std::thread::Builder::new()
-            .name("rados-shutdown".into())
-            .spawn(shutdown)
-        {
-            tracing::warn!(
-                "cannot start a thread to close the connection to cluster {}: {error}",
-                self.fsid
-            );
+        if let Err(error) = std::thread::Builder::new().name("rados-shutdown".into()).spawn(shutdown) {
+            tracing::warn!("cannot start a thread to close the connection to cluster {}: {error}", self.fsid);
         }
     }
 }
@@ -219,10 +207,7 @@ pub(crate) async fn all_closed(timeout: Duration) -> bool {
             if left.is_zero() {
                 return Ok(false);
             }
-            open = CLOSED
-                .wait_timeout(open, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            open = CLOSED.wait_timeout(open, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         Ok(true)
     };
@@ -279,9 +264,8 @@ pub(super) struct Permit {
 
 impl Bounds {
     fn new(limits: Limits) -> Bounds {
-        let byte_permits = u32::try_from((limits.bytes as u64).div_ceil(BYTES_PER_PERMIT))
-            .unwrap_or(u32::MAX)
-            .max(1);
+        let byte_permits =
+            u32::try_from((limits.bytes as u64).div_ceil(BYTES_PER_PERMIT)).unwrap_or(u32::MAX).max(1);
         Bounds {
             operations: Arc::new(Semaphore::new(limits.operations.clamp(1, Semaphore::MAX_PERMITS))),
             bytes: Arc::new(Semaphore::new(byte_permits as usize)),
@@ -291,16 +275,12 @@ impl Bounds {
 
     /// Waits for room, in the order of arrival. An operation larger than the bound has it for itself.
     async fn permit(&self, bytes: u64) -> Permit {
-        let wanted = u32::try_from(bytes.div_ceil(BYTES_PER_PERMIT))
-            .unwrap_or(u32::MAX)
-            .min(self.byte_permits);
+        let wanted =
+            u32::try_from(bytes.div_ceil(BYTES_PER_PERMIT)).unwrap_or(u32::MAX).min(self.byte_permits);
         let operation = self.operations.clone().acquire_owned().await;
         let bytes = self.bytes.clone().acquire_many_owned(wanted).await;
         match (operation, bytes) {
-            (Ok(operation), Ok(bytes)) => Permit {
-                _operation: operation,
-                _bytes: bytes,
-            },
+            (Ok(operation), Ok(bytes)) => Permit { _operation: operation, _bytes: bytes },
             _ => unreachable!("the semaphores of a connection are never closed"),
         }
     }
@@ -337,16 +317,12 @@ fn read_conf_file(cluster: Handle, path: Option<&Path>) -> Result<()> {
             tracing::debug!("no Ceph configuration file in the default places: defaults apply");
             return Ok(());
         }
-        return check(read, || {
-            "cannot read the Ceph configuration file in the default places".into()
-        });
+        return check(read, || "cannot read the Ceph configuration file in the default places".into());
     };
     let path_c = c_string(&path.to_string_lossy())?;
     // SAFETY: the handle is live, the path lives across the call.
     let read = unsafe { c::rados_conf_read_file(cluster.0, path_c.as_ptr()) };
-    check(read, || {
-        format!("cannot read the Ceph configuration file '{}'", path.display())
-    })
+    check(read, || format!("cannot read the Ceph configuration file '{}'", path.display()))
 }
 
 fn conf_set(cluster: Handle, option: &str, value: &str) -> Result<()> {
@@ -363,24 +339,14 @@ fn conf_get(cluster: Handle, option: &str) -> Option<String> {
     loop {
         // SAFETY: the handle is live, the buffer is as long as is said.
         let got = unsafe {
-            c::rados_conf_get(
-                cluster.0,
-                option.as_ptr(),
-                buffer.as_mut_ptr().cast(),
-                buffer.len(),
-            )
+            c::rados_conf_get(cluster.0, option.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len())
         };
         if got == -libc::ENAMETOOLONG && buffer.len() < 1 << 20 {
             buffer.resize(buffer.len() * 4, 0);
         } else if got < 0 {
             return None;
         } else {
-            return Some(
-                CStr::from_bytes_until_nul(&buffer)
-                    .ok()?
-                    .to_string_lossy()
-                    .into_owned(),
-            );
+            return Some(CStr::from_bytes_until_nul(&buffer).ok()?.to_string_lossy().into_owned());
         }
     }
 }
@@ -390,10 +356,7 @@ fn fsid(cluster: Handle) -> Result<String> {
     // SAFETY: the handle is connected, the buffer is as long as is said.
     let got = unsafe { c::rados_cluster_fsid(cluster.0, buffer.as_mut_ptr().cast(), buffer.len()) };
     check(got, || "cannot learn the fsid of the cluster".into())?;
-    Ok(CStr::from_bytes_until_nul(&buffer)
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned())
+    Ok(CStr::from_bytes_until_nul(&buffer).unwrap_or_default().to_string_lossy().into_owned())
 }
 
 /// This client's address without its protocol, as blocklists take and print it.
@@ -412,23 +375,12 @@ fn address(cluster: Handle) -> Result<String> {
     Ok(bare_address(&address).to_string())
 }
 
-/// `v1:1.2.3.4:0/5` and `any:1.2.3.4:0/5` without what stands before the first address.
+/// The first address of a vector (`[v2:1.2.3.4:0/5,v1:1.2.3.4:0/5]`) or a single one, without its protocol.
 fn bare_address(address: &str) -> &str {
-    let one = address
-        .trim_start_matches('[')
-        .split([']', ','])
-        .next()
-        .unwrap_or(address);
-    // An IPv6 address keeps its own bracket.
-    let one = if one.len() < address.len() && address.contains("[[") {
-        address
-    } else {
-        one
-    };
-    ["v1:", "v2:", "any:"]
-        .iter()
-        .find_map(|prefix| one.strip_prefix(prefix))
-        .unwrap_or(one)
+    // What ends with a bracket is a vector: the bracket of an IPv6 address is followed by the port.
+    let vector = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let first = vector.unwrap_or(address).split(',').next().unwrap_or_default();
+    ["v1:", "v2:", "any:"].iter().find_map(|protocol| first.strip_prefix(protocol)).unwrap_or(first)
 }
 
 /// What most likely is wrong when connecting fails.
@@ -448,21 +400,13 @@ fn default_to<'a>(value: &'a str, default: &'a str) -> &'a str {
 
 /// A string for C; EINVAL when it holds a zero byte.
 pub(super) fn c_string(text: &str) -> Result<CString> {
-    CString::new(text).map_err(|_| {
-        Error::new(
-            libc::EINVAL,
-            format!("cannot pass on {text:?}, which has a zero byte"),
-        )
-    })
+    CString::new(text)
+        .map_err(|_| Error::new(libc::EINVAL, format!("cannot pass on {text:?}, which has a zero byte")))
 }
 
 /// An error from a negative return value.
 pub(super) fn check(rval: i32, what: impl FnOnce() -> String) -> Result<()> {
-    if rval < 0 {
-        Err(Error::new(rval, what()))
-    } else {
-        Ok(())
-    }
+    if rval < 0 { Err(Error::new(rval, what())) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -473,11 +417,27 @@ mod tests {
     fn addresses_lose_their_protocol() {
         assert_eq!(bare_address("127.0.0.1:0/12"), "127.0.0.1:0/12");
         assert_eq!(bare_address("v1:127.0.0.1:0/12"), "127.0.0.1:0/12");
-        assert_eq!(
-            bare_address("[v2:127.0.0.1:0/12,v1:127.0.0.1:0/12]"),
-            "127.0.0.1:0/12"
-        );
+        assert_eq!(bare_address("[v2:127.0.0.1:0/12,v1:127.0.0.1:0/12]"), "127.0.0.1:0/12");
         assert_eq!(bare_address("v1:[::1]:0/12"), "[::1]:0/12");
         assert_eq!(bare_address("[::1]:0/12"), "[::1]:0/12");
+    }
+
+    #[tokio::test]
+    async fn what_is_in_flight_is_bounded_by_number_and_by_bytes() {
+        let bounds = Bounds::new(Limits { operations: 3, bytes: 1 << 20 });
+        let now = |bytes| futures::FutureExt::now_or_never(bounds.permit(bytes));
+        let held: Vec<_> = (0..3).map(|_| now(0).unwrap()).collect();
+        assert!(now(0).is_none(), "a fourth operation");
+        drop(held);
+
+        let half = now(512 << 10).unwrap();
+        let other_half = now(512 << 10).unwrap();
+        assert!(now(1).is_none(), "a byte too many");
+        assert!(now(0).is_some(), "no bytes at all");
+        drop(half);
+        // Larger than the bound: it waits until it is alone, and then passes.
+        assert!(now(4 << 20).is_none());
+        drop(other_half);
+        assert!(now(4 << 20).is_some());
     }
 }

@@ -122,10 +122,7 @@ pub struct Slice {
 impl Slice {
     /// The bytes of `bytes`, which must outlive the use of the slice.
     pub fn of(bytes: &[u8]) -> Slice {
-        Slice {
-            data: bytes.as_ptr().cast(),
-            length: bytes.len(),
-        }
+        Slice { data: bytes.as_ptr().cast(), length: bytes.len() }
     }
 }
 

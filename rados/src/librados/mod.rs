@@ -40,9 +40,7 @@ pub(crate) use connection::all_closed;
 /// Connects to a cluster.
 pub(crate) async fn connect(options: ConnectOptions) -> Result<Arc<dyn Backend>> {
     let connection = blocking::on_own_thread(move || Connection::open(&options)).await?;
-    Ok(Arc::new(Librados {
-        connection: Arc::new(connection),
-    }))
+    Ok(Arc::new(Librados { connection: Arc::new(connection) }))
 }
 
 /// A connection as a backend.
@@ -72,12 +70,7 @@ impl Backend for Librados {
     }
 
     fn watch(&self, location: &Location, object: &str, timeout: Duration) -> Pending<Watch> {
-        Box::pin(watch::watch(
-            self.connection.clone(),
-            location.clone(),
-            object.to_string(),
-            timeout,
-        ))
+        Box::pin(watch::watch(self.connection.clone(), location.clone(), object.to_string(), timeout))
     }
 
     fn notify(
@@ -110,12 +103,7 @@ impl Backend for Librados {
 
     fn service_register(&self, service: &str, daemon: &str, metadata: Vec<(String, String)>) -> Pending<()> {
         let (service, daemon) = (service.to_string(), daemon.to_string());
-        Box::pin(blocking::service_register(
-            self.connection.clone(),
-            service,
-            daemon,
-            metadata,
-        ))
+        Box::pin(blocking::service_register(self.connection.clone(), service, daemon, metadata))
     }
 
     fn service_update_status(&self, status: Vec<(String, String)>) -> Pending<()> {

@@ -39,28 +39,19 @@ pub(super) async fn read(connection: Arc<Connection>, location: Location, op: Re
     if op.subs.is_empty() {
         return Err(fail(libc::EINVAL, None));
     }
-    let io = connection
-        .io(&location)
-        .await
-        .map_err(|e| e.context(describe::read(&op, None, &location)))?;
+    let io = connection.io(&location).await.map_err(|e| e.context(describe::read(&op, None, &location)))?;
     let permit = connection.permit(op.payload_bytes()).await;
     let (state, receiver) = State::new(Reading::new(&op), Some(permit), io.clone());
     let running = submit_read(&op, state, receiver, io).map_err(|errno| fail(errno, None))?;
     let (outcome, reading) = running.finish().await?;
     if outcome.rval < 0 {
-        return Err(fail(
-            outcome.rval,
-            reading.failed_sub(op.subs.len(), outcome.rval),
-        ));
+        return Err(fail(outcome.rval, reading.failed_sub(op.subs.len(), outcome.rval)));
     }
     let answers = op.subs.iter().enumerate().map(|(i, sub)| {
         let answer = reading.answer(i, sub);
         answer.map_err(|e| e.context(describe::read(&op, Some(i), &location)))
     });
-    Ok(ReadReply {
-        answers: answers.collect::<Result<_>>()?,
-        version: outcome.version,
-    })
+    Ok(ReadReply { answers: answers.collect::<Result<_>>()?, version: outcome.version })
 }
 
 /// Changes one object; answers with its new version.
@@ -69,10 +60,7 @@ pub(super) async fn write(connection: Arc<Connection>, location: Location, op: W
     if op.subs.is_empty() {
         return Err(fail(libc::EINVAL));
     }
-    let io = connection
-        .io(&location)
-        .await
-        .map_err(|e| e.context(describe::write(&op, &location)))?;
+    let io = connection.io(&location).await.map_err(|e| e.context(describe::write(&op, &location)))?;
     let permit = connection.permit(op.payload_bytes()).await;
     let (state, receiver) = State::new(Writing::new(&op), Some(permit), io.clone());
     let running = submit_write(&op, state, receiver, io).map_err(fail)?;
@@ -87,26 +75,14 @@ fn submit_read(
     receiver: Receiver<Reading>,
     io: Io,
 ) -> std::result::Result<Running<Reading>, i32> {
-    let snap = if op.subs.contains(&ReadSub::ListSnaps) {
-        SnapId::DIR
-    } else {
-        op.snap
-    };
+    let snap = if op.subs.contains(&ReadSub::ListSnaps) { SnapId::DIR } else { op.snap };
     let read = state.payload().0;
     submit_state(state, receiver, io, |io, arg, completion| {
         let object = Slice::of(op.object.as_bytes());
         // SAFETY: the operation is owned by the state behind `arg`, which lives until the callback; the context is
         // live; the name is copied during the call.
         unsafe {
-            ffi::rs_read_submit(
-                read,
-                io.raw(),
-                object,
-                snap.0,
-                State::<Reading>::completed,
-                arg,
-                completion,
-            )
+            ffi::rs_read_submit(read, io.raw(), object, snap.0, State::<Reading>::completed, arg, completion)
         }
     })
 }
@@ -127,17 +103,7 @@ fn submit_write(
         // callback; the context is live; name and snapshots are copied during the call.
         unsafe {
             let (snaps, count) = (snaps.as_ptr(), snaps.len());
-            ffi::rs_write_submit(
-                write,
-                io.raw(),
-                object,
-                seq,
-                snaps,
-                count,
-                callback,
-                arg,
-                completion,
-            )
+            ffi::rs_write_submit(write, io.raw(), object, seq, snaps, count, callback, arg, completion)
         }
     })
 }
@@ -157,11 +123,7 @@ fn submit_state<P: Payload>(
         drop(unsafe { Box::from_raw(arg) });
         return Err(submitted);
     }
-    Ok(Running {
-        receiver,
-        completion: Completion { completion, io },
-        finished: false,
-    })
+    Ok(Running { receiver, completion: Completion { completion, io }, finished: false })
 }
 
 /// An operation in flight, cancelled when dropped.
@@ -292,10 +254,7 @@ impl Reading {
             let count = ffi::rs_read_extents(self.0, index, ptr::null_mut(), 0);
             let mut extents = vec![RsExtent { offset: 0, length: 0 }; count];
             ffi::rs_read_extents(self.0, index, extents.as_mut_ptr(), count);
-            extents
-                .into_iter()
-                .map(|e| Extent::new(e.offset, e.length))
-                .collect()
+            extents.into_iter().map(|e| Extent::new(e.offset, e.length)).collect()
         }
     }
 
@@ -310,14 +269,17 @@ impl Reading {
         // SAFETY: complete, index in range; the visitor gets the list that it expects.
         let more =
             unsafe { ffi::rs_read_visit_omap(self.0, index, visit, ptr::addr_of_mut!(entries).cast()) };
-        OmapPage {
-            entries,
-            more: more != 0,
-        }
+        OmapPage { entries, more: more != 0 }
     }
 
     fn watchers(&self, index: usize) -> Vec<Watcher> {
-        extern "C" fn visit(arg: *mut c_void, address: Slice, client: i64, cookie: u64, timeout_seconds: u32) {
+        extern "C" fn visit(
+            arg: *mut c_void,
+            address: Slice,
+            client: i64,
+            cookie: u64,
+            timeout_seconds: u32,
+        ) {
             // SAFETY: `arg` is the list below, used by nobody else meanwhile.
             let watchers = unsafe { &mut *arg.cast::<Vec<Watcher>>() };
             let address = String::from_utf8_lossy(bytes_of(&address)).into_owned();
@@ -342,9 +304,7 @@ impl Reading {
             // SAFETY: `arg` is the list below, used by nobody else meanwhile.
             let clones = unsafe { &mut *arg.cast::<Vec<ObjectClone>>() };
             let snaps = array(snaps, snap_count).iter().map(|snap| SnapId(*snap));
-            let overlap = array(overlap, overlap_count)
-                .iter()
-                .map(|e| Extent::new(e.offset, e.length));
+            let overlap = array(overlap, overlap_count).iter().map(|e| Extent::new(e.offset, e.length));
             clones.push(ObjectClone {
                 id: SnapId(id),
                 snaps: snaps.collect(),
@@ -446,9 +406,7 @@ fn decode_checksums(kind: ChecksumKind, bytes: &[u8]) -> Result<Vec<u64>> {
 
 /// Users slice `data` by `extents`: they must agree.
 fn check_sparse(extents: &[Extent], data: &Bytes) -> Result<()> {
-    let total = extents
-        .iter()
-        .try_fold(0u64, |sum, extent| sum.checked_add(extent.length));
+    let total = extents.iter().try_fold(0u64, |sum, extent| sum.checked_add(extent.length));
     if total != Some(data.len() as u64) {
         return Err(Error::new(
             libc::EBADMSG,
@@ -502,10 +460,7 @@ impl Parked {
 
 impl Drop for Writing {
     fn drop(&mut self) {
-        let done = Parked {
-            write: self.write,
-            _lent: std::mem::take(&mut self.lent),
-        };
+        let done = Parked { write: self.write, _lent: std::mem::take(&mut self.lent) };
         if done._lent.is_empty() || done.is_returned() {
             done.free();
             // Rarely anything is parked, and somebody else may be looking already.
@@ -523,10 +478,7 @@ impl Writing {
     fn new(op: &WriteOp) -> Writing {
         // SAFETY: allocates.
         let write = unsafe { ffi::rs_write_new() };
-        let mut writing = Writing {
-            write,
-            lent: Vec::new(),
-        };
+        let mut writing = Writing { write, lent: Vec::new() };
         for sub in &op.subs {
             writing.add(sub);
         }
@@ -553,10 +505,7 @@ impl Writing {
                 WriteSub::Zero(extent) => ffi::rs_write_zero(write, extent.offset, extent.length),
                 WriteSub::Truncate(size) => ffi::rs_write_truncate(write, *size),
                 WriteSub::Remove => ffi::rs_write_remove(write),
-                WriteSub::AllocHint {
-                    object_size,
-                    write_size,
-                } => {
+                WriteSub::AllocHint { object_size, write_size } => {
                     ffi::rs_write_alloc_hint(write, *object_size, *write_size);
                 }
                 WriteSub::SetXattr(name, value) => {

@@ -55,10 +55,7 @@ pub(super) async fn watch(
     object: String,
     timeout: Duration,
 ) -> Result<Watch> {
-    let io = connection
-        .io(&location)
-        .await
-        .map_err(|e| e.context(cannot_watch(&object, &location)))?;
+    let io = connection.io(&location).await.map_err(|e| e.context(cannot_watch(&object, &location)))?;
     let (events_sender, events) = mpsc::unbounded_channel();
     let (broken_sender, broken) = mpsc::unbounded_channel();
     let target = Arc::new(Target {
@@ -77,11 +74,7 @@ pub(super) async fn watch(
     let cookie = registered
         .await
         .unwrap_or_else(|_| Err(Error::new(libc::ECANCELED, "cannot watch: shutting down")))?;
-    Ok(Watch {
-        events,
-        cookie,
-        registration: Box::new(Owner { stop }),
-    })
+    Ok(Watch { events, cookie, registration: Box::new(Owner { stop }) })
 }
 
 /// The owner's end: sending on (or dropping) `stop` ends the task.
@@ -175,18 +168,9 @@ async fn register_again(
 /// Registers once. When the future is dropped, a registration that comes about all the same is removed.
 async fn register(target: &Arc<Target>) -> Result<Live> {
     let failed = || cannot_watch(&target.object, &target.location);
-    let reference = Reference {
-        argument: Arc::into_raw(target.clone()),
-        flushed: false,
-        done: None,
-        result: Ok(()),
-    };
-    let live = Live {
-        target: target.clone(),
-        reference: Some(reference),
-        cookie: 0,
-        registered: None,
-    };
+    let reference =
+        Reference { argument: Arc::into_raw(target.clone()), flushed: false, done: None, result: Ok(()) };
+    let live = Live { target: target.clone(), reference: Some(reference), cookie: 0, registered: None };
     let receiver = completion::submit(live, target.io.clone(), |live, io, completion| {
         let argument = Arc::as_ptr(&live.target).cast_mut().cast();
         let (object, timeout_seconds) = (live.target.object_c.as_ptr(), live.target.timeout_seconds);
@@ -251,12 +235,8 @@ impl Drop for Live {
             Some(false) => reference.flush(io),
             Some(true) => {
                 let (cookie, what) = (self.cookie, self.target.place());
-                let unwatching = Unwatching {
-                    reference: Some(reference),
-                    io: io.clone(),
-                    complete: false,
-                    what,
-                };
+                let unwatching =
+                    Unwatching { reference: Some(reference), io: io.clone(), complete: false, what };
                 // Whether the call can be made or not, `Unwatching` knows what to do when it is dropped.
                 let _ = completion::submit(unwatching, io, |_, io, completion| {
                     // SAFETY: the context is live; the cookie is that of a live registration, given up here for good.
@@ -348,11 +328,7 @@ extern "C" fn on_notify(
 ) {
     // SAFETY: `arg` is the target to which the registration holds a reference; the data lives during the callback.
     let (target, payload) = unsafe {
-        let bytes: &[u8] = if length == 0 {
-            &[]
-        } else {
-            slice::from_raw_parts(data.cast(), length)
-        };
+        let bytes: &[u8] = if length == 0 { &[] } else { slice::from_raw_parts(data.cast(), length) };
         (&*arg.cast::<Target>(), Bytes::copy_from_slice(bytes))
     };
     let (io, object) = (target.io.clone(), target.object_c.clone());
@@ -361,22 +337,11 @@ extern "C" fn on_notify(
         // SAFETY: context, name and data live across the call, which sends and does not wait. An unknown cookie or
         // notification is refused by the OSD.
         unsafe {
-            c::rados_notify_ack(
-                io.raw(),
-                object.as_ptr(),
-                notify_id,
-                cookie,
-                reply.as_ptr().cast(),
-                length,
-            )
+            c::rados_notify_ack(io.raw(), object.as_ptr(), notify_id, cookie, reply.as_ptr().cast(), length)
         };
     });
     // Without a listener the answer is dropped, and so given.
-    let _ = target.events.send(WatchEvent::Notify {
-        payload,
-        notifier,
-        answer,
-    });
+    let _ = target.events.send(WatchEvent::Notify { payload, notifier, answer });
 }
 
 /// Callback of a watch: the registration broke.
@@ -434,38 +399,20 @@ pub(super) async fn notify(
     payload: Bytes,
     timeout: Duration,
 ) -> Result<NotifyReply> {
-    let what = || {
-        format!(
-            "cannot notify the watchers of object '{object}' {}",
-            in_location(&location)
-        )
-    };
+    let what = || format!("cannot notify the watchers of object '{object}' {}", in_location(&location));
     let io = connection.io(&location).await.map_err(|e| e.context(what()))?;
     let length = c_int::try_from(payload.len()).map_err(|_| Error::new(libc::E2BIG, what()))?;
     // Librados counts whole seconds, and takes 0 for its default.
     let timeout_ms = timeout.as_millis().div_ceil(1000).max(1).saturating_mul(1000);
     let timeout_ms = u64::try_from(timeout_ms).unwrap_or(u64::MAX);
-    let notifying = Notifying {
-        object: c_string(&object)?,
-        payload,
-        reply: ptr::null_mut(),
-        reply_length: 0,
-    };
+    let notifying =
+        Notifying { object: c_string(&object)?, payload, reply: ptr::null_mut(), reply_length: 0 };
     let receiver = completion::submit(notifying, io, |notifying, io, completion| {
         let (object, payload) = (notifying.object.as_ptr(), notifying.payload.as_ptr().cast());
         // SAFETY: context, name, payload and the places for the reply live in the state until the callback.
         unsafe {
             let (reply, reply_length) = (&mut notifying.reply, &mut notifying.reply_length);
-            ffi::rados_aio_notify(
-                io,
-                object,
-                completion,
-                payload,
-                length,
-                timeout_ms,
-                reply,
-                reply_length,
-            )
+            ffi::rados_aio_notify(io, object, completion, payload, length, timeout_ms, reply, reply_length)
         }
     })
     .map_err(|e| e.context(what()))?;
@@ -488,9 +435,7 @@ fn decode_reply(bytes: &[u8]) -> Result<NotifyReply> {
     }
     let mut d = Decoder::new(bytes, "reply to a notification");
     Ok(NotifyReply {
-        answers: d.seq(20, |d| {
-            Ok((d.u64()?, d.u64()?, Bytes::copy_from_slice(d.blob()?)))
-        })?,
+        answers: d.seq(20, |d| Ok((d.u64()?, d.u64()?, Bytes::copy_from_slice(d.blob()?))))?,
         silent: d.seq(16, |d| Ok((d.u64()?, d.u64()?)))?,
     })
 }
