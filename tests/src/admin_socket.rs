@@ -26,9 +26,7 @@ const ANSWER_BYTES_MAX: u32 = 256 << 20;
 pub async fn ask(socket: &Path, prefix: &str) -> Result<Value> {
     let asked = async {
         let mut stream = UnixStream::connect(socket).await?;
-        let mut request = json!({ "prefix": prefix, "format": "json" })
-            .to_string()
-            .into_bytes();
+        let mut request = json!({ "prefix": prefix, "format": "json" }).to_string().into_bytes();
         request.push(0);
         stream.write_all(&request).await?;
         let length = stream.read_u32().await?;

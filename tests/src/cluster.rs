@@ -71,10 +71,8 @@ impl Cluster {
             folder.display()
         );
         // The longest names are those of the admin sockets of mirror daemons.
-        let socket = folder.join(format!(
-            "run/{}-client.rbd-mirror.a-long-name.1234567.12345678901234.asok",
-            options.name
-        ));
+        let socket = folder
+            .join(format!("run/{}-client.rbd-mirror.a-long-name.1234567.12345678901234.asok", options.name));
         ensure!(
             socket.as_os_str().len() <= admin_socket::SOCKET_PATH_BYTES_MAX,
             "the path {} is too long: the kernel takes sockets' paths of at most {} bytes; take a shorter folder",
@@ -88,17 +86,10 @@ impl Cluster {
 
     /// Attaches to the cluster in `folder` that some other process has started; it goes on when this is dropped.
     pub fn attach(folder: &Path) -> Result<Self> {
-        let folder = folder
-            .canonicalize()
-            .with_context(|| format!("there is no folder {}", folder.display()))?;
+        let folder =
+            folder.canonicalize().with_context(|| format!("there is no folder {}", folder.display()))?;
         let fixed = State::read(&folder)?;
-        Ok(Cluster {
-            folder,
-            fixed,
-            die_with_parent: false,
-            ends_on_drop: false,
-            changing: Mutex::default(),
-        })
+        Ok(Cluster { folder, fixed, die_with_parent: false, ends_on_drop: false, changing: Mutex::default() })
     }
 
     /// Writes everything that the daemons find when they start.
@@ -116,10 +107,7 @@ impl Cluster {
             std::fs::create_dir_all(folder.join(part))?;
         }
         conf::link_mgr_modules(folder, options)?;
-        std::fs::write(
-            folder.join("ceph.conf"),
-            conf::text(folder, &fixed.fsid, ports, options),
-        )?;
+        std::fs::write(folder.join("ceph.conf"), conf::text(folder, &fixed.fsid, ports, options))?;
         fixed.write(folder)?;
         let cluster = Cluster {
             folder: folder.to_owned(),
@@ -149,9 +137,8 @@ impl Cluster {
 
     async fn bring_up(&self) -> Result<()> {
         let keys = self.make_keys().await?;
-        let osds: Vec<(usize, String)> = (0..self.osd_count())
-            .map(|osd| (osd, uuid::Uuid::new_v4().to_string()))
-            .collect();
+        let osds: Vec<(usize, String)> =
+            (0..self.osd_count()).map(|osd| (osd, uuid::Uuid::new_v4().to_string())).collect();
         let stores = async {
             for (osd, uuid) in &osds {
                 self.make_osd_store(*osd, uuid).await?;
@@ -162,15 +149,8 @@ impl Cluster {
             self.make_mon_store(&keys).await?;
             self.start_daemon(MON).await?;
             // This module would make a pool of its own, with health warnings when it cannot look at the disks.
-            self.ceph(&[
-                "config",
-                "set",
-                "mgr",
-                "mgr/devicehealth/enable_monitoring",
-                "false",
-                "--force",
-            ])
-            .await?;
+            self.ceph(&["config", "set", "mgr", "mgr/devicehealth/enable_monitoring", "false", "--force"])
+                .await?;
             for (osd, uuid) in &osds {
                 self.ceph(&["osd", "new", uuid, &osd.to_string()]).await?;
             }
@@ -189,34 +169,15 @@ impl Cluster {
             ("mon.".to_owned(), vec![("mon", "allow *")]),
             (
                 "client.admin".to_owned(),
-                vec![
-                    ("mon", "allow *"),
-                    ("osd", "allow *"),
-                    ("mgr", "allow *"),
-                    ("mds", "allow *"),
-                ],
+                vec![("mon", "allow *"), ("osd", "allow *"), ("mgr", "allow *"), ("mds", "allow *")],
             ),
-            (
-                MGR.to_owned(),
-                vec![
-                    ("mon", "allow profile mgr"),
-                    ("osd", "allow *"),
-                    ("mds", "allow *"),
-                ],
-            ),
+            (MGR.to_owned(), vec![("mon", "allow profile mgr"), ("osd", "allow *"), ("mds", "allow *")]),
         ];
-        let osd_caps = vec![
-            ("mon", "allow profile osd"),
-            ("osd", "allow *"),
-            ("mgr", "allow profile osd"),
-        ];
+        let osd_caps = vec![("mon", "allow profile osd"), ("osd", "allow *"), ("mgr", "allow profile osd")];
         users.extend((0..self.osd_count()).map(|osd| (osd_name(osd), osd_caps.clone())));
         let mut all = String::new();
         for (user, caps) in &users {
-            let key = Tool::new(self.program("ceph-authtool"))
-                .arg("--gen-print-key")
-                .run()
-                .await?;
+            let key = Tool::new(self.program("ceph-authtool")).arg("--gen-print-key").run().await?;
             let mut section = format!("[{user}]\n\tkey = {}\n", key.trim());
             for (service, cap) in caps {
                 section += &format!("\tcaps {service} = \"{cap}\"\n");
@@ -236,32 +197,17 @@ impl Cluster {
         let map = self.folder.join("monmap");
         let maker =
             Tool::new(self.program("monmaptool")).args(["--create", "--clobber", "--fsid", self.fsid()]);
-        maker
-            .args(["--addv", "a", self.mon_host()])
-            .arg(&map)
-            .run()
-            .await?;
-        let maker = Tool::new(self.program("ceph-mon"))
-            .args(["--mkfs", "-i", "a", "-c"])
-            .arg(self.conf_path());
-        maker
-            .arg("--monmap")
-            .arg(&map)
-            .arg("--keyring")
-            .arg(keys)
-            .run()
-            .await?;
+        maker.args(["--addv", "a", self.mon_host()]).arg(&map).run().await?;
+        let maker =
+            Tool::new(self.program("ceph-mon")).args(["--mkfs", "-i", "a", "-c"]).arg(self.conf_path());
+        maker.arg("--monmap").arg(&map).arg("--keyring").arg(keys).run().await?;
         Ok(())
     }
 
     async fn make_osd_store(&self, osd: usize, uuid: &str) -> Result<()> {
         std::fs::create_dir_all(self.folder.join(osd_name(osd)))?;
         let maker = Tool::new(self.program("ceph-osd")).args(["--mkfs", "--no-mon-config", "-c"]);
-        maker
-            .arg(self.conf_path())
-            .args(["-i", &osd.to_string(), "--osd-uuid", uuid])
-            .run()
-            .await?;
+        maker.arg(self.conf_path()).args(["-i", &osd.to_string(), "--osd-uuid", uuid]).run().await?;
         Ok(())
     }
 
@@ -272,13 +218,7 @@ impl Cluster {
             bail!("{name} of cluster {} is running already", self.name());
         }
         let conf = self.conf_path();
-        let args = [
-            "-f".as_ref(),
-            "-i".as_ref(),
-            id.as_ref(),
-            "-c".as_ref(),
-            conf.as_os_str(),
-        ];
+        let args = ["-f".as_ref(), "-i".as_ref(), id.as_ref(), "-c".as_ref(), conf.as_os_str()];
         let (identity, child) = Launch {
             program: self.program(&format!("ceph-{kind}")),
             args: args.into_iter().map(OsString::from).collect(),
@@ -308,9 +248,7 @@ impl Cluster {
 
     /// Waits until a daemon works: the monitor leads, an OSD is active, the manager is the one in charge.
     async fn wait_daemon(&self, name: &str) -> Result<()> {
-        let identity = self
-            .identity(name)?
-            .with_context(|| format!("{name} was never started"))?;
+        let identity = self.identity(name)?.with_context(|| format!("{name} was never started"))?;
         let what = format!("{name} of cluster {} to work", self.name());
         wait::until(&what, DAEMON_START_LIMIT, || async {
             if !identity.alive() {
@@ -331,30 +269,20 @@ impl Cluster {
             Some(("mon", _)) => ("mon_status", "leader"),
             Some(("osd", _)) => ("status", "active"),
             _ => {
-                let map = self
-                    .tool("ceph")
-                    .args(["mgr", "dump", "--format", "json"])
-                    .limit(PROBE_LIMIT)
-                    .run_json();
+                let map =
+                    self.tool("ceph").args(["mgr", "dump", "--format", "json"]).limit(PROBE_LIMIT).run_json();
                 return map.await.is_ok_and(|map| map["available"] == true);
             }
         };
         let socket = self.admin_socket(name);
         // A daemon that is starting logs an error for each command that it doesn't know yet.
-        let known = admin_socket::ask(&socket, "help")
-            .await
-            .is_ok_and(|help| help[command].is_string());
-        known
-            && admin_socket::ask(&socket, command)
-                .await
-                .is_ok_and(|answer| answer["state"] == state)
+        let known = admin_socket::ask(&socket, "help").await.is_ok_and(|help| help[command].is_string());
+        known && admin_socket::ask(&socket, command).await.is_ok_and(|answer| answer["state"] == state)
     }
 
     /// Ends a daemon with a signal and waits until it has ended; after 20 s it is killed.
     pub async fn stop_daemon(&self, name: &str, signal: Signal) -> Result<()> {
-        let identity = self
-            .identity(name)?
-            .with_context(|| format!("{name} was never started"))?;
+        let identity = self.identity(name)?.with_context(|| format!("{name} was never started"))?;
         identity.signal(signal);
         if !identity.ended_within(DAEMON_END_LIMIT).await {
             identity.signal(Signal::SIGKILL);
@@ -419,12 +347,8 @@ impl Cluster {
         }
         let what = format!("cluster {} to be healthy", self.name());
         wait::until(&what, limit, || async {
-            let Ok(status) = self
-                .tool("ceph")
-                .args(["status", "--format", "json"])
-                .limit(PROBE_LIMIT)
-                .run_json()
-                .await
+            let Ok(status) =
+                self.tool("ceph").args(["status", "--format", "json"]).limit(PROBE_LIMIT).run_json().await
             else {
                 return Ok(None);
             };
@@ -438,9 +362,7 @@ impl Cluster {
         let osds = &status["osdmap"];
         let groups = &status["pgmap"];
         let clean: u64 = groups["pgs_by_state"].as_array().map_or(0, |states| {
-            let clean = states
-                .iter()
-                .filter(|state| state["state_name"] == "active+clean");
+            let clean = states.iter().filter(|state| state["state_name"] == "active+clean");
             clean.filter_map(|state| state["count"].as_u64()).sum()
         });
         osds["num_up_osds"].as_u64() == Some(self.osd_count() as u64)
@@ -450,9 +372,7 @@ impl Cluster {
 
     /// The manager is in charge some seconds before its module for mirror-snapshot schedules answers.
     async fn schedules_answer(&self) -> bool {
-        let list = self
-            .tool("rbd")
-            .args(["mirror", "snapshot", "schedule", "ls", "--format", "json"]);
+        let list = self.tool("rbd").args(["mirror", "snapshot", "schedule", "ls", "--format", "json"]);
         match list.limit(PROBE_LIMIT).run().await {
             Ok(_) => true,
             // Having no schedules is an answer, which some releases give as an error.
@@ -497,9 +417,7 @@ impl Cluster {
     /// The daemons recorded: name, process, and what it has used if it runs.
     pub fn daemons(&self) -> Result<Vec<(String, Identity, Option<Usage>)>> {
         let daemons = self.state()?.daemons.into_iter();
-        Ok(daemons
-            .map(|(name, identity)| (name, identity.clone(), identity.usage()))
-            .collect())
+        Ok(daemons.map(|(name, identity)| (name, identity.clone(), identity.usage())).collect())
     }
 
     fn identity(&self, name: &str) -> Result<Option<Identity>> {
@@ -572,12 +490,7 @@ pub(crate) fn write_private(file: &Path, text: &str) -> Result<()> {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
     let mut options = std::fs::File::options();
-    let opened = options
-        .create(true)
-        .write(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(file);
+    let opened = options.create(true).write(true).truncate(true).mode(0o600).open(file);
     let written = opened.and_then(|mut file| file.write_all(text.as_bytes()));
     written.with_context(|| format!("cannot write {}", file.display()))
 }

@@ -70,17 +70,12 @@ impl Comparison {
 ///
 /// Both are read at the same time, by one `rbd export` each. Cancelling ends those.
 pub async fn compare(a: &Cluster, a_spec: &str, b: &Cluster, b_spec: &str) -> Result<Comparison> {
-    let (mut a, mut b) = (
-        Export::start(a, "export", a_spec)?,
-        Export::start(b, "export", b_spec)?,
-    );
+    let (mut a, mut b) = (Export::start(a, "export", a_spec)?, Export::start(b, "export", b_spec)?);
     let (mut a_chunk, mut b_chunk) = (vec![0; CHUNK_BYTES], vec![0; CHUNK_BYTES]);
     let mut offset = 0;
     let outcome = loop {
-        let (a_read, b_read) = tokio::try_join!(
-            fill(&mut a.output, &mut a_chunk),
-            fill(&mut b.output, &mut b_chunk)
-        )?;
+        let (a_read, b_read) =
+            tokio::try_join!(fill(&mut a.output, &mut a_chunk), fill(&mut b.output, &mut b_chunk))?;
         let common = a_read.min(b_read);
         if let Some(different) = first_difference(offset, &a_chunk[..common], &b_chunk[..common]) {
             return Ok(different);
@@ -91,10 +86,7 @@ pub async fn compare(a: &Cluster, a_spec: &str, b: &Cluster, b_spec: &str) -> Re
             break if a_length == b_length {
                 Comparison::Equal { length: a_length }
             } else {
-                Comparison::Lengths {
-                    a: a_length,
-                    b: b_length,
-                }
+                Comparison::Lengths { a: a_length, b: b_length }
             };
         }
         offset += CHUNK_BYTES as u64;
@@ -108,18 +100,13 @@ pub async fn compare(a: &Cluster, a_spec: &str, b: &Cluster, b_spec: &str) -> Re
 ///
 /// Fancily striped images come in an order of their own; they are compared by reading everything.
 pub async fn compare_sparse(a: &Cluster, a_spec: &str, b: &Cluster, b_spec: &str) -> Result<Comparison> {
-    let (mut a_export, mut b_export) = (
-        Export::start(a, "export-diff", a_spec)?,
-        Export::start(b, "export-diff", b_spec)?,
-    );
+    let (mut a_export, mut b_export) =
+        (Export::start(a, "export-diff", a_spec)?, Export::start(b, "export-diff", b_spec)?);
     let outcome = async {
         let mut a_runs = DiffReader::open(&mut a_export.output).await?;
         let mut b_runs = DiffReader::open(&mut b_export.output).await?;
         if a_runs.size() != b_runs.size() {
-            return Ok(Some(Comparison::Lengths {
-                a: a_runs.size(),
-                b: b_runs.size(),
-            }));
+            return Ok(Some(Comparison::Lengths { a: a_runs.size(), b: b_runs.size() }));
         }
         merge(&mut a_runs, &mut b_runs).await
     }
@@ -154,25 +141,15 @@ where
         }
         let (a_run, b_run) = match (a.rest(), b.rest()) {
             (None, None) => {
-                return Ok(Some(Comparison::Equal {
-                    length: a_runs.size(),
-                }));
+                return Ok(Some(Comparison::Equal { length: a_runs.size() }));
             }
             sides => sides,
         };
-        let here = a_run
-            .map_or(u64::MAX, |run| run.0)
-            .min(b_run.map_or(u64::MAX, |run| run.0));
+        let here = a_run.map_or(u64::MAX, |run| run.0).min(b_run.map_or(u64::MAX, |run| run.0));
         let end = [a_run, b_run]
             .into_iter()
             .flatten()
-            .map(|(offset, data)| {
-                if offset == here {
-                    offset + data.len() as u64
-                } else {
-                    offset
-                }
-            })
+            .map(|(offset, data)| if offset == here { offset + data.len() as u64 } else { offset })
             .min()
             .unwrap_or(here)
             .min(here + CHUNK_BYTES as u64);
@@ -201,11 +178,7 @@ struct Side {
 impl Side {
     /// Gets the next run when the last one is used up; tells whether it came in order.
     async fn refill<R: AsyncRead + Unpin>(&mut self, runs: &mut DiffReader<R>) -> Result<bool> {
-        while self
-            .run
-            .as_ref()
-            .is_none_or(|run| self.consumed == run.data.len())
-        {
+        while self.run.as_ref().is_none_or(|run| self.consumed == run.data.len()) {
             self.run = runs.next().await?;
             self.consumed = 0;
             let Some(run) = &self.run else { return Ok(true) };
@@ -234,11 +207,7 @@ fn first_difference(offset: u64, a: &[u8], b: &[u8]) -> Option<Comparison> {
         return None;
     }
     let at = a.iter().zip(b).position(|(a, b)| a != b)?;
-    Some(Comparison::Differ {
-        offset: offset + at as u64,
-        a: a[at],
-        b: b[at],
-    })
+    Some(Comparison::Differ { offset: offset + at as u64, a: a[at], b: b[at] })
 }
 
 /// Reads until the chunk is full or the stream ends; tells how much there was.
@@ -255,11 +224,7 @@ async fn fill(input: &mut ChildStdout, chunk: &mut [u8]) -> std::io::Result<usiz
 
 /// Counts what is left of a stream.
 async fn drain(input: &mut ChildStdout, more: bool) -> std::io::Result<u64> {
-    if more {
-        tokio::io::copy(input, &mut tokio::io::sink()).await
-    } else {
-        Ok(0)
-    }
+    if more { tokio::io::copy(input, &mut tokio::io::sink()).await } else { Ok(0) }
 }
 
 /// A running `rbd export` to our pipe. Its standard error goes to a pipe that holds any message it has.
@@ -272,30 +237,16 @@ struct Export {
 impl Export {
     fn start(cluster: &Cluster, command: &str, spec: &str) -> Result<Self> {
         let tool = cluster.tool("rbd").args([command, "--no-progress", spec, "-"]);
-        let mut child = tool
-            .command()
-            .stderr(Stdio::piped())
-            .spawn()
-            .with_context(|| tool.line())?;
+        let mut child = tool.command().stderr(Stdio::piped()).spawn().with_context(|| tool.line())?;
         let output = child.stdout.take().context("the export has no output")?;
-        Ok(Export {
-            child,
-            output,
-            line: tool.line(),
-        })
+        Ok(Export { child, output, line: tool.line() })
     }
 
     async fn finish(self) -> Result<()> {
         drop(self.output);
         let ended = self.child.wait_with_output().await?;
         let stderr = String::from_utf8_lossy(&ended.stderr);
-        ensure!(
-            ended.status.success(),
-            "`{}` ended with {}: {}",
-            self.line,
-            ended.status,
-            stderr.trim()
-        );
+        ensure!(ended.status.success(), "`{}` ended with {}: {}", self.line, ended.status, stderr.trim());
         Ok(())
     }
 }
@@ -322,30 +273,18 @@ mod tests {
     #[tokio::test]
     async fn runs_may_be_cut_differently() {
         let equal = Some(Comparison::Equal { length: 100 });
-        assert_eq!(
-            merged(&[(10, b"abcdef")], &[(10, b"abc"), (13, b"def")]).await,
-            equal
-        );
+        assert_eq!(merged(&[(10, b"abcdef")], &[(10, b"abc"), (13, b"def")]).await, equal);
         assert_eq!(merged(&[(8, b"\0\0abc\0")], &[(10, b"abc")]).await, equal);
         assert_eq!(merged(&[], &[(0, b"\0\0\0")]).await, equal);
-        assert_eq!(
-            merged(&[(0, b"a"), (50, b"b")], &[(0, b"a\0"), (50, b"b"), (99, b"\0")]).await,
-            equal
-        );
+        assert_eq!(merged(&[(0, b"a"), (50, b"b")], &[(0, b"a\0"), (50, b"b"), (99, b"\0")]).await, equal);
     }
 
     #[tokio::test]
     async fn the_first_different_byte_is_told() {
         let differ = |offset, a, b| Some(Comparison::Differ { offset, a, b });
-        assert_eq!(
-            merged(&[(10, b"abcdef")], &[(10, b"abc"), (13, b"dxf")]).await,
-            differ(14, b'e', b'x')
-        );
+        assert_eq!(merged(&[(10, b"abcdef")], &[(10, b"abc"), (13, b"dxf")]).await, differ(14, b'e', b'x'));
         assert_eq!(merged(&[(10, b"a")], &[]).await, differ(10, b'a', 0));
-        assert_eq!(
-            merged(&[(10, b"a")], &[(10, b"a"), (20, b"\0b")]).await,
-            differ(21, 0, b'b')
-        );
+        assert_eq!(merged(&[(10, b"a")], &[(10, b"a"), (20, b"\0b")]).await, differ(21, 0, b'b'));
     }
 
     #[tokio::test]

@@ -95,11 +95,7 @@ pub(crate) fn text(folder: &Path, fsid: &str, ports: MonPorts, options: &Cluster
         modules = options.mgr_modules.join(" "),
     );
     if let Some(seconds) = options.paxos_propose_interval_s {
-        let _ = writeln!(
-            text,
-            "paxos propose interval = {seconds}\npaxos min wait = {}",
-            seconds.min(0.05)
-        );
+        let _ = writeln!(text, "paxos propose interval = {seconds}\npaxos min wait = {}", seconds.min(0.05));
     }
     let daemon = |kind: &str| {
         format!(
@@ -130,6 +126,7 @@ pub(crate) fn text(folder: &Path, fsid: &str, ports: MonPorts, options: &Cluster
          osd max pg per osd hard ratio = 100\n\
          osd fast shutdown notify mon = true\n\
          bluestore block size = {size}\n\
+         bluestore fsck on mkfs = false\n\
          bluestore cache autotune = false\n\
          bluestore cache size = {cache}\n\
          bluestore rocksdb options = {ROCKSDB_OPTIONS}\n",
@@ -150,15 +147,10 @@ pub(crate) fn link_mgr_modules(folder: &Path, options: &ClusterOptions) -> Resul
     let links = folder.join("mgr-modules");
     std::fs::create_dir_all(&links)?;
     let installed = mgr_module_path(options.ceph_bin.as_deref());
-    let wanted: BTreeSet<&str> = MGR_MODULES
-        .into_iter()
-        .chain(options.mgr_modules.iter().map(String::as_str))
-        .collect();
+    let wanted: BTreeSet<&str> =
+        MGR_MODULES.into_iter().chain(options.mgr_modules.iter().map(String::as_str)).collect();
     let entries = std::fs::read_dir(&installed).with_context(|| {
-        format!(
-            "cannot read {}; is the package ceph-mgr-modules-core installed?",
-            installed.display()
-        )
+        format!("cannot read {}; is the package ceph-mgr-modules-core installed?", installed.display())
     })?;
     let mut found = BTreeSet::new();
     for entry in entries {
@@ -171,10 +163,7 @@ pub(crate) fn link_mgr_modules(folder: &Path, options: &ClusterOptions) -> Resul
         }
     }
     if let Some(missing) = wanted.iter().find(|name| !found.contains(**name)) {
-        anyhow::bail!(
-            "the manager's module `{missing}` is not in {}",
-            installed.display()
-        );
+        anyhow::bail!("the manager's module `{missing}` is not in {}", installed.display());
     }
     Ok(())
 }
@@ -182,11 +171,6 @@ pub(crate) fn link_mgr_modules(folder: &Path, options: &ClusterOptions) -> Resul
 /// The modules that belong to the programs: beside them if they have their own folder, else Debian's.
 fn mgr_module_path(ceph_bin: Option<&Path>) -> PathBuf {
     let manager = program(ceph_bin, "ceph-mgr");
-    let beside = manager
-        .parent()
-        .and_then(Path::parent)
-        .map(|prefix| prefix.join("share/ceph/mgr"));
-    beside
-        .filter(|path| path.is_dir())
-        .unwrap_or_else(|| MGR_MODULE_PATH_DEFAULT.into())
+    let beside = manager.parent().and_then(Path::parent).map(|prefix| prefix.join("share/ceph/mgr"));
+    beside.filter(|path| path.is_dir()).unwrap_or_else(|| MGR_MODULE_PATH_DEFAULT.into())
 }

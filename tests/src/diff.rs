@@ -28,9 +28,7 @@ pub struct DiffWriter {
 
 impl Default for DiffWriter {
     fn default() -> Self {
-        DiffWriter {
-            bytes: BANNER.to_vec(),
-        }
+        DiffWriter { bytes: BANNER.to_vec() }
     }
 }
 
@@ -82,11 +80,7 @@ impl<R: AsyncRead + Unpin> DiffReader<R> {
     pub async fn open(mut input: R) -> Result<Self> {
         let mut banner = [0; BANNER.len()];
         input.read_exact(&mut banner).await?;
-        ensure!(
-            banner == BANNER,
-            "this is not a diff of an image: it begins with {}",
-            banner.escape_ascii()
-        );
+        ensure!(banner == BANNER, "this is not a diff of an image: it begins with {}", banner.escape_ascii());
         let mut size = None;
         loop {
             let tag = input.read_u8().await?;
@@ -97,15 +91,8 @@ impl<R: AsyncRead + Unpin> DiffReader<R> {
                 }
                 b's' => size = Some(input.read_u64_le().await?),
                 _ => {
-                    let Some(size) = size else {
-                        bail!("the diff doesn't tell the image's size")
-                    };
-                    return Ok(DiffReader {
-                        input,
-                        size,
-                        first_tag: tag,
-                        ended: false,
-                    });
+                    let Some(size) = size else { bail!("the diff doesn't tell the image's size") };
+                    return Ok(DiffReader { input, size, first_tag: tag, ended: false });
                 }
             }
         }
@@ -153,36 +140,18 @@ mod tests {
         writer.data(20_000, b"again");
         let mut bytes = writer.finish();
         // The size, which an export tells and an import does without.
-        bytes.splice(
-            BANNER.len()..BANNER.len(),
-            [&b"s"[..], &65_536_u64.to_le_bytes()].concat(),
-        );
+        bytes.splice(BANNER.len()..BANNER.len(), [&b"s"[..], &65_536_u64.to_le_bytes()].concat());
         let mut reader = DiffReader::open(&bytes[..]).await.unwrap();
         assert_eq!(reader.size(), 65_536);
-        assert_eq!(
-            reader.next().await.unwrap(),
-            Some(Run {
-                offset: 4096,
-                data: b"hello".to_vec()
-            })
-        );
-        assert_eq!(
-            reader.next().await.unwrap(),
-            Some(Run {
-                offset: 20_000,
-                data: b"again".to_vec()
-            })
-        );
+        assert_eq!(reader.next().await.unwrap(), Some(Run { offset: 4096, data: b"hello".to_vec() }));
+        assert_eq!(reader.next().await.unwrap(), Some(Run { offset: 20_000, data: b"again".to_vec() }));
         assert_eq!(reader.next().await.unwrap(), None);
     }
 
     #[tokio::test]
     async fn a_stream_that_breaks_off_is_an_error() {
         let mut bytes = DiffWriter::default().finish();
-        bytes.splice(
-            BANNER.len()..BANNER.len(),
-            [&b"s"[..], &1_u64.to_le_bytes()].concat(),
-        );
+        bytes.splice(BANNER.len()..BANNER.len(), [&b"s"[..], &1_u64.to_le_bytes()].concat());
         bytes.pop();
         assert!(DiffReader::open(&bytes[..]).await.is_err());
     }

@@ -93,8 +93,7 @@ impl Cluster {
         let in_flight = if extents.overlap() { "1" } else { WRITES_IN_FLIGHT };
         // From a file, `rbd` writes many extents at once; from its standard input, one after the other.
         let mut file = tempfile::NamedTempFile::new_in(self.folder()).context("making room for a diff")?;
-        file.write_all(&extents.stream.finish())
-            .context("writing a diff")?;
+        file.write_all(&extents.stream.finish()).context("writing a diff")?;
         let tool = self.tool("rbd").args([
             "import-diff",
             "--no-progress",
@@ -121,25 +120,16 @@ impl Cluster {
 
     /// Reads a whole image or snapshot into memory.
     pub async fn read(&self, spec: &str) -> Result<Vec<u8>, ToolError> {
-        self.tool("rbd")
-            .args(["export", "--no-progress", spec, "-"])
-            .run_bytes()
-            .await
+        self.tool("rbd").args(["export", "--no-progress", spec, "-"]).run_bytes().await
     }
 
     /// The SHA-256 of the content of an image or snapshot, in hexadecimal digits.
     pub async fn sha256(&self, spec: &str) -> Result<String> {
         // Both ends of the pipe belong to the shell, so that no byte passes through us.
         let script = r#"set -o pipefail; "$0" -c "$1" export --no-progress "$2" - | sha256sum"#;
-        let shell = Tool::new("bash")
-            .args(["-c", script])
-            .arg(self.program("rbd"))
-            .arg(self.conf_path());
+        let shell = Tool::new("bash").args(["-c", script]).arg(self.program("rbd")).arg(self.conf_path());
         let output = shell.arg(spec).run().await?;
-        let digest = output
-            .split_whitespace()
-            .next()
-            .context("sha256sum said nothing")?;
+        let digest = output.split_whitespace().next().context("sha256sum said nothing")?;
         Ok(digest.to_owned())
     }
 
@@ -157,10 +147,7 @@ impl Cluster {
     /// 64 KiB is switched off.
     pub async fn discard(&self, image: &str, offset: u64, length: u64) -> Result<()> {
         let (pool, name) = image.split_once('/').context("images are called POOL/IMAGE")?;
-        ensure!(
-            !name.contains('/'),
-            "fio cannot discard in the namespace of {image}; use write_zeroes"
-        );
+        ensure!(!name.contains('/'), "fio cannot discard in the namespace of {image}; use write_zeroes");
         // fio configures its client from the environment alone.
         let conf =
             tempfile::NamedTempFile::new_in(self.folder()).context("making room for a configuration")?;
@@ -185,38 +172,25 @@ impl Cluster {
 
     /// Changes an image's size, in bytes, up or down.
     pub async fn resize(&self, image: &str, size: u64) -> Result<(), ToolError> {
-        self.rbd(&[
-            "resize",
-            "--no-progress",
-            "--allow-shrink",
-            "--size",
-            &format!("{size}B"),
-            image,
-        ])
-        .await
-        .map(drop)
+        self.rbd(&["resize", "--no-progress", "--allow-shrink", "--size", &format!("{size}B"), image])
+            .await
+            .map(drop)
     }
 
     /// Makes an empty image of a size in bytes, with more arguments for `rbd create`.
     pub async fn create_image(&self, image: &str, size: u64, args: &[&str]) -> Result<(), ToolError> {
         let size = format!("{size}B");
-        self.rbd(&[&["create", "--size", &size, image], args].concat())
-            .await
-            .map(drop)
+        self.rbd(&[&["create", "--size", &size, image], args].concat()).await.map(drop)
     }
 
     /// Takes a user snapshot (`pool/image@snapshot`).
     pub async fn snap_create(&self, snapshot: &str) -> Result<(), ToolError> {
-        self.rbd(&["snap", "create", "--no-progress", snapshot])
-            .await
-            .map(drop)
+        self.rbd(&["snap", "create", "--no-progress", snapshot]).await.map(drop)
     }
 
     /// Removes a user snapshot.
     pub async fn snap_remove(&self, snapshot: &str) -> Result<(), ToolError> {
-        self.rbd(&["snap", "rm", "--no-progress", snapshot])
-            .await
-            .map(drop)
+        self.rbd(&["snap", "rm", "--no-progress", snapshot]).await.map(drop)
     }
 
     /// Renames a user snapshot; both names in full.
@@ -236,15 +210,9 @@ impl Cluster {
 
     /// Clones a snapshot; format 1 wants it protected, format 2 doesn't.
     pub async fn clone_image(&self, snapshot: &str, child: &str, format: u8) -> Result<(), ToolError> {
-        self.rbd(&[
-            "clone",
-            "--rbd-default-clone-format",
-            &format.to_string(),
-            snapshot,
-            child,
-        ])
-        .await
-        .map(drop)
+        self.rbd(&["clone", "--rbd-default-clone-format", &format.to_string(), snapshot, child])
+            .await
+            .map(drop)
     }
 
     /// Copies everything that a clone has from its parent into it.
@@ -260,9 +228,7 @@ mod tests {
     #[test]
     fn overlaps_are_seen() {
         let extents = |ranges: &[(u64, u64)]| {
-            ranges.iter().fold(Extents::default(), |all, (offset, length)| {
-                all.zeroes(*offset, *length)
-            })
+            ranges.iter().fold(Extents::default(), |all, (offset, length)| all.zeroes(*offset, *length))
         };
         assert!(!extents(&[(4096, 4096), (0, 4096), (8192, 1)]).overlap());
         assert!(extents(&[(4096, 4096), (0, 4097)]).overlap());
@@ -272,23 +238,10 @@ mod tests {
 
     #[test]
     fn random_writes_stay_within_their_range_and_repeat() {
-        let writes = RandomWrites {
-            seed: 1,
-            count: 500,
-            block_bytes: 4096,
-            within: 8192..8192 + 10_000,
-        };
+        let writes = RandomWrites { seed: 1, count: 500, block_bytes: 4096, within: 8192..8192 + 10_000 };
         let extents = Extents::default().random(&writes);
-        assert!(
-            extents
-                .ranges
-                .iter()
-                .all(|range| range.start >= 8192 && range.end <= 18_192)
-        );
+        assert!(extents.ranges.iter().all(|range| range.start >= 8192 && range.end <= 18_192));
         assert!(extents.ranges.iter().any(|range| range.end - range.start < 4096));
-        assert_eq!(
-            extents.stream.finish(),
-            Extents::default().random(&writes).stream.finish()
-        );
+        assert_eq!(extents.stream.finish(), Extents::default().random(&writes).stream.finish());
     }
 }

@@ -27,9 +27,8 @@ impl Cluster {
     /// An image's mirror-snapshots, oldest first.
     pub async fn mirror_snapshots(&self, image: &str) -> Result<Vec<MirrorSnapshot>> {
         let list = self.rbd_json(&["snap", "ls", "--all", image]).await?;
-        let all = list
-            .as_array()
-            .with_context(|| format!("the list of the snapshots of {image} is no list"))?;
+        let all =
+            list.as_array().with_context(|| format!("the list of the snapshots of {image} is no list"))?;
         let mirror = all.iter().filter(|snap| snap["namespace"]["type"] == "mirror");
         mirror
             .map(|snap| {
@@ -49,22 +48,15 @@ impl Cluster {
     /// Takes a mirror-snapshot of a primary image and gives its id.
     pub async fn mirror_snapshot(&self, image: &str) -> Result<u64> {
         let said = self.rbd(&["mirror", "image", "snapshot", image]).await?;
-        let id = said
-            .trim()
-            .strip_prefix("Snapshot ID:")
-            .and_then(|id| id.trim().parse().ok());
+        let id = said.trim().strip_prefix("Snapshot ID:").and_then(|id| id.trim().parse().ok());
         id.with_context(|| format!("`rbd mirror image snapshot` said {said:?}"))
     }
 
     /// The newest mirror-snapshot of a primary image.
     pub async fn newest_primary_snapshot(&self, image: &str) -> Result<u64> {
         let snapshots = self.mirror_snapshots(image).await?;
-        let newest = snapshots
-            .iter()
-            .rfind(|snapshot| snapshot.primary_snap_id.is_none());
-        newest
-            .map(|snapshot| snapshot.id)
-            .with_context(|| format!("{image} has no primary mirror-snapshot"))
+        let newest = snapshots.iter().rfind(|snapshot| snapshot.primary_snap_id.is_none());
+        newest.map(|snapshot| snapshot.id).with_context(|| format!("{image} has no primary mirror-snapshot"))
     }
 
     /// Waits until this cluster's copy of an image holds the primary's mirror-snapshot `primary_snap_id`, or a later
@@ -75,10 +67,7 @@ impl Cluster {
         primary_snap_id: u64,
         limit: Duration,
     ) -> Result<MirrorSnapshot> {
-        let what = format!(
-            "snapshot {primary_snap_id} of {image} to arrive whole at {}",
-            self.name()
-        );
+        let what = format!("snapshot {primary_snap_id} of {image} to arrive whole at {}", self.name());
         wait::until(&what, limit, || async {
             let Ok(snapshots) = self.mirror_snapshots(image).await else {
                 return Ok(None);

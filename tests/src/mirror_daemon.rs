@@ -41,12 +41,7 @@ pub struct MirrorDaemonOptions {
 
 impl Default for MirrorDaemonOptions {
     fn default() -> Self {
-        MirrorDaemonOptions {
-            instance: "a".to_owned(),
-            args: Vec::new(),
-            log: None,
-            die_with_parent: true,
-        }
+        MirrorDaemonOptions { instance: "a".to_owned(), args: Vec::new(), log: None, die_with_parent: true }
     }
 }
 
@@ -66,25 +61,20 @@ impl MirrorDaemon {
     /// Starts a daemon on a cluster, making its user if need be. Answers as soon as the process runs.
     pub async fn spawn(kind: &DaemonKind, cluster: &Cluster, options: &MirrorDaemonOptions) -> Result<Self> {
         let id = format!("rbd-mirror.{}", options.instance);
-        let caps = [
-            ("mon", "profile rbd-mirror"),
-            ("osd", "profile rbd"),
-            ("mgr", "profile rbd"),
-        ];
+        let caps = [("mon", "profile rbd-mirror"), ("osd", "profile rbd"), ("mgr", "profile rbd")];
         cluster.create_user(&format!("client.{id}"), &caps).await?;
         let program = match kind {
             DaemonKind::Ours(program) => program.clone(),
             DaemonKind::Ceph => cluster.program("rbd-mirror"),
         };
-        let log = options
-            .log
-            .clone()
-            .unwrap_or_else(|| cluster.folder().join(format!("log/{id}.log")));
+        let log = options.log.clone().unwrap_or_else(|| cluster.folder().join(format!("log/{id}.log")));
         let output = cluster.folder().join(format!("log/{id}.out"));
-        let mut args: Vec<OsString> = ["-f", "--cluster", cluster.name(), "--id", &id]
-            .map(OsString::from)
-            .into();
+        let mut args: Vec<OsString> =
+            ["-f", "--cluster", cluster.name(), "--id", &id].map(OsString::from).into();
         args.extend(["--log-file".into(), log.clone().into_os_string()]);
+        // Left to itself, Ceph's daemon puts its pid and an address in memory into the name.
+        let admin_socket = cluster.folder().join(format!("run/{}-client.{id}.asok", cluster.name()));
+        args.push(format!("--admin-socket={}", admin_socket.display()).into());
         args.extend(options.args.iter().map(OsString::from));
         let (identity, child) = Launch {
             program,
@@ -95,18 +85,8 @@ impl MirrorDaemon {
             die_with_parent: options.die_with_parent,
         }
         .start()?;
-        let admin_socket = cluster
-            .folder()
-            .join(format!("run/{}-client.{id}.asok", cluster.name()));
-        Ok(MirrorDaemon {
-            identity,
-            child,
-            log,
-            output,
-            admin_socket,
-            last_usage: None,
-            ends_on_drop: true,
-        })
+        let admin_socket = cluster.folder().join(format!("run/{}-client.{id}.asok", cluster.name()));
+        Ok(MirrorDaemon { identity, child, log, output, admin_socket, last_usage: None, ends_on_drop: true })
     }
 
     /// The process id.
@@ -178,9 +158,7 @@ impl MirrorDaemon {
 
     /// Sends a command such as `rbd mirror status` to its admin socket.
     pub async fn ask(&self, command: &str) -> Result<Value> {
-        admin_socket::ask(&self.admin_socket, command)
-            .await
-            .with_context(|| self.log_tail(5))
+        admin_socket::ask(&self.admin_socket, command).await.with_context(|| self.log_tail(5))
     }
 
     /// Lets it go on when this is dropped.

@@ -31,11 +31,7 @@ impl Cluster {
 
     /// Runs `rbd` with `--format json`.
     pub async fn rbd_json(&self, args: &[&str]) -> Result<Value, ToolError> {
-        self.tool("rbd")
-            .args(args)
-            .args(["--format", "json"])
-            .run_json()
-            .await
+        self.tool("rbd").args(args).args(["--format", "json"]).run_json().await
     }
 
     /// Runs `ceph` and gives its standard output.
@@ -45,11 +41,7 @@ impl Cluster {
 
     /// Runs `ceph` with `--format json`.
     pub async fn ceph_json(&self, args: &[&str]) -> Result<Value, ToolError> {
-        self.tool("ceph")
-            .args(args)
-            .args(["--format", "json"])
-            .run_json()
-            .await
+        self.tool("ceph").args(args).args(["--format", "json"]).run_json().await
     }
 
     /// Runs `rados` and gives its standard output.
@@ -66,8 +58,7 @@ impl Cluster {
 
     /// Deletes a pool with everything in it.
     pub async fn delete_pool(&self, pool: &str) -> Result<(), ToolError> {
-        self.ceph(&["osd", "pool", "rm", pool, pool, "--yes-i-really-really-mean-it"])
-            .await?;
+        self.ceph(&["osd", "pool", "rm", pool, pool, "--yes-i-really-really-mean-it"]).await?;
         Ok(())
     }
 
@@ -106,9 +97,8 @@ impl Cluster {
         // The monitor answers with two lists, of single addresses and of ranges, one right after the other.
         let text = self.ceph(&["osd", "blocklist", "ls", "--format", "json"]).await?;
         let lists = serde_json::Deserializer::from_str(&text).into_iter::<Vec<Blocklisted>>();
-        let lists: Vec<_> = lists
-            .collect::<Result<_, _>>()
-            .with_context(|| format!("reading the blocklist: {text}"))?;
+        let lists: Vec<_> =
+            lists.collect::<Result<_, _>>().with_context(|| format!("reading the blocklist: {text}"))?;
         Ok(lists.concat())
     }
 }

@@ -51,10 +51,7 @@ impl Default for ClusterOptions {
 impl ClusterOptions {
     /// The defaults, under this name.
     pub fn named(name: &str) -> Self {
-        ClusterOptions {
-            name: name.to_owned(),
-            ..ClusterOptions::default()
-        }
+        ClusterOptions { name: name.to_owned(), ..ClusterOptions::default() }
     }
 }
 

@@ -75,11 +75,7 @@ fn stat(pid: i32) -> Option<Stat> {
 impl Identity {
     fn of_new(pid: i32, mark: &str) -> Result<Self> {
         let stat = stat(pid).with_context(|| format!("process {pid} ended as soon as it was started"))?;
-        Ok(Identity {
-            pid,
-            start_ticks: stat.start_ticks,
-            mark: mark.to_owned(),
-        })
+        Ok(Identity { pid, start_ticks: stat.start_ticks, mark: mark.to_owned() })
     }
 
     /// Whether that very process still runs. One that has ended but wasn't waited for counts as ended.
@@ -180,11 +176,7 @@ impl Launch {
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output);
-        let line = words
-            .iter()
-            .map(|word| word.to_string_lossy())
-            .collect::<Vec<_>>()
-            .join(" ");
+        let line = words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
         let child = spawn_from_lasting_thread(command).with_context(|| format!("cannot start `{line}`"))?;
         let identity = Identity::of_new(child.id().cast_signed(), &self.mark);
         Ok((identity.with_context(|| tail(&self.output, 20))?, child))
@@ -230,11 +222,7 @@ pub fn tail(file: &Path, lines: usize) -> String {
     let text = std::fs::read(file).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let all: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    format!(
-        "the end of {}:\n{}",
-        file.display(),
-        all[all.len().saturating_sub(lines)..].join("\n")
-    )
+    format!("the end of {}:\n{}", file.display(), all[all.len().saturating_sub(lines)..].join("\n"))
 }
 
 #[cfg(test)]
@@ -268,14 +256,8 @@ mod tests {
     fn a_stranger_with_the_same_pid_is_not_taken_for_it() {
         let folder = tempfile::tempdir().unwrap();
         let (identity, mut child) = sleeper(folder.path()).start().unwrap();
-        let later = Identity {
-            start_ticks: identity.start_ticks + 1,
-            ..identity.clone()
-        };
-        let other = Identity {
-            mark: "another-mark".to_owned(),
-            ..identity.clone()
-        };
+        let later = Identity { start_ticks: identity.start_ticks + 1, ..identity.clone() };
+        let other = Identity { mark: "another-mark".to_owned(), ..identity.clone() };
         assert!(!later.signal(Signal::SIGKILL) && !other.signal(Signal::SIGKILL));
         assert!(identity.alive());
         child.kill().unwrap();

@@ -30,10 +30,7 @@ impl State {
     pub(crate) fn read(folder: &Path) -> Result<Self> {
         let file = folder.join(STATE_FILE);
         let text = std::fs::read(&file).with_context(|| {
-            format!(
-                "there is no cluster in {}: cannot read {STATE_FILE}",
-                folder.display()
-            )
+            format!("there is no cluster in {}: cannot read {STATE_FILE}", folder.display())
         })?;
         serde_json::from_slice(&text).with_context(|| format!("{} is not what it should be", file.display()))
     }
@@ -42,8 +39,7 @@ impl State {
     pub(crate) fn write(&self, folder: &Path) -> Result<()> {
         let mut file = tempfile::NamedTempFile::new_in(folder)?;
         serde_json::to_writer_pretty(&mut file, self)?;
-        file.persist(folder.join(STATE_FILE))
-            .with_context(|| format!("cannot write {STATE_FILE}"))?;
+        file.persist(folder.join(STATE_FILE)).with_context(|| format!("cannot write {STATE_FILE}"))?;
         Ok(())
     }
 }

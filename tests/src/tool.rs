@@ -103,15 +103,13 @@ impl Tool {
 
     /// Adds several arguments.
     pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
-        self.args
-            .extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
         self
     }
 
     /// Sets an environment variable.
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        self.envs
-            .push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self.envs.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
         self
     }
 
@@ -131,10 +129,7 @@ impl Tool {
     pub fn line(&self) -> String {
         let words =
             std::iter::once(self.program.as_os_str()).chain(self.args.iter().map(OsString::as_os_str));
-        words
-            .map(|word| word.to_string_lossy())
-            .collect::<Vec<_>>()
-            .join(" ")
+        words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
     }
 
     /// The command, ready to be spawned, with its own pipes; it is killed when its handle is dropped.
@@ -146,11 +141,7 @@ impl Tool {
         command
             .args(&self.args)
             .envs(self.envs.iter().map(|(name, value)| (name, value)))
-            .stdin(if self.stdin.is_some() {
-                Stdio::piped()
-            } else {
-                Stdio::null()
-            })
+            .stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
@@ -159,10 +150,7 @@ impl Tool {
 
     /// Runs the tool and gives its standard output as bytes. A dropped future kills the tool.
     pub async fn run_bytes(self) -> Result<Vec<u8>, ToolError> {
-        let start_error = |source| ToolError::Start {
-            command: self.line(),
-            source,
-        };
+        let start_error = |source| ToolError::Start { command: self.line(), source };
         let mut child = self.command().spawn().map_err(start_error)?;
         let feed = child.stdin.take().zip(self.stdin.clone());
         let feeding = async {
@@ -177,10 +165,7 @@ impl Tool {
         });
         let output = match ended.await {
             Err(_) => {
-                return Err(ToolError::TimedOut {
-                    command: self.line(),
-                    limit: self.limit,
-                });
+                return Err(ToolError::TimedOut { command: self.line(), limit: self.limit });
             }
             Ok(output) => output.map_err(start_error)?,
         };
@@ -188,11 +173,7 @@ impl Tool {
             return Ok(output.stdout);
         }
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-        Err(ToolError::Failed {
-            command: self.line(),
-            status: output.status,
-            stderr,
-        })
+        Err(ToolError::Failed { command: self.line(), status: output.status, stderr })
     }
 
     /// Runs the tool and gives its standard output as text. A dropped future kills the tool.
@@ -204,11 +185,7 @@ impl Tool {
     pub async fn run_json(self) -> Result<serde_json::Value, ToolError> {
         let command = self.line();
         let output = self.run().await?;
-        serde_json::from_str(&output).map_err(|source| ToolError::NotJson {
-            command,
-            output,
-            source,
-        })
+        serde_json::from_str(&output).map_err(|source| ToolError::NotJson { command, output, source })
     }
 }
 
@@ -218,11 +195,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_failure_tells_command_code_and_words() {
-        let error = Tool::new("sh")
-            .args(["-c", "echo no luck >&2; exit 22"])
-            .run()
-            .await
-            .unwrap_err();
+        let error = Tool::new("sh").args(["-c", "echo no luck >&2; exit 22"]).run().await.unwrap_err();
         assert_eq!(error.exit_code(), Some(22));
         assert_eq!(
             error.to_string(),
@@ -232,21 +205,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_tool_that_hangs_is_killed() {
-        let error = Tool::new("sleep")
-            .arg("60")
-            .limit(Duration::from_millis(20))
-            .run()
-            .await
-            .unwrap_err();
+        let error = Tool::new("sleep").arg("60").limit(Duration::from_millis(20)).run().await.unwrap_err();
         assert!(matches!(error, ToolError::TimedOut { .. }), "{error}");
     }
 
     #[tokio::test]
     async fn input_reaches_the_tool_even_when_larger_than_a_pipe() {
         let bytes = vec![7_u8; 1 << 20];
-        assert_eq!(
-            Tool::new("cat").stdin(bytes.clone()).run_bytes().await.unwrap(),
-            bytes
-        );
+        assert_eq!(Tool::new("cat").stdin(bytes.clone()).run_bytes().await.unwrap(), bytes);
     }
 }

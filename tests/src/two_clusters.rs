@@ -49,26 +49,16 @@ impl TwoClusters {
         let [a, b] = names;
         ensure!(a != b, "two clusters need two names");
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let options_of = |name: &str| ClusterOptions {
-            name: name.to_owned(),
-            ..options.clone()
-        };
+        let options_of = |name: &str| ClusterOptions { name: name.to_owned(), ..options.clone() };
         let (a_folder, b_folder) = (folder.join(a), folder.join(b));
         let (a_options, b_options) = (options_of(a), options_of(b));
-        let started = tokio::join!(
-            Cluster::start(&a_folder, &a_options),
-            Cluster::start(&b_folder, &b_options)
-        );
+        let started =
+            tokio::join!(Cluster::start(&a_folder, &a_options), Cluster::start(&b_folder, &b_options));
         let (a, b) = (started.0?, started.1?);
         a.link_names(a.name(), b.folder())?;
         b.link_names(b.name(), a.folder())?;
         std::fs::write(folder.join(SITES_FILE), names.join("\n"))?;
-        Ok(TwoClusters {
-            a,
-            b,
-            folder: folder.canonicalize()?,
-            _sweeper: None,
-        })
+        Ok(TwoClusters { a, b, folder: folder.canonicalize()?, _sweeper: None })
     }
 
     /// Starts two clusters in a temporary folder, which goes away with them, and at the latest when this process ends.
@@ -91,16 +81,9 @@ impl TwoClusters {
     pub fn attach(folder: &Path) -> Result<Self> {
         let names = std::fs::read_to_string(folder.join(SITES_FILE))
             .with_context(|| format!("there are no two clusters in {}", folder.display()))?;
-        let (a, b) = names
-            .split_once('\n')
-            .with_context(|| format!("{SITES_FILE} names no two clusters"))?;
+        let (a, b) = names.split_once('\n').with_context(|| format!("{SITES_FILE} names no two clusters"))?;
         let attach = |name: &str| Cluster::attach(&folder.join(name));
-        Ok(TwoClusters {
-            a: attach(a)?,
-            b: attach(b)?,
-            folder: folder.canonicalize()?,
-            _sweeper: None,
-        })
+        Ok(TwoClusters { a: attach(a)?, b: attach(b)?, folder: folder.canonicalize()?, _sweeper: None })
     }
 
     /// The folder of both.
@@ -128,25 +111,13 @@ impl TwoClusters {
     /// Enables mirroring in a pool and introduces the two to each other with a bootstrap token, as an operator does.
     pub async fn connect_peers(&self, pool: &str, direction: Direction) -> Result<()> {
         self.enable_mirroring(pool).await?;
-        let create = [
-            "mirror",
-            "pool",
-            "peer",
-            "bootstrap",
-            "create",
-            "--site-name",
-            self.a.name(),
-            pool,
-        ];
+        let create = ["mirror", "pool", "peer", "bootstrap", "create", "--site-name", self.a.name(), pool];
         let token = self.a.rbd(&create).await?;
         let direction = match direction {
             Direction::AToB => "rx-only",
             Direction::Both => "rx-tx",
         };
-        let import = self
-            .b
-            .tool("rbd")
-            .args(["mirror", "pool", "peer", "bootstrap", "import"]);
+        let import = self.b.tool("rbd").args(["mirror", "pool", "peer", "bootstrap", "import"]);
         let import = import.args(["--site-name", self.b.name(), "--direction", direction, pool, "-"]);
         import.stdin(token.trim()).run().await?;
         Ok(())
@@ -158,6 +129,20 @@ impl TwoClusters {
         Ok(())
     }
 
+    /// Removes both clusters' folders, once they have ended, and the folder of both if nothing else is in it.
+    pub fn remove(&self) -> Result<()> {
+        for cluster in self.both() {
+            let running = cluster.daemons()?.into_iter().find(|(_, _, usage)| usage.is_some());
+            ensure!(running.is_none(), "{} still runs in {}", cluster.name(), cluster.folder().display());
+            std::fs::remove_dir_all(cluster.folder())
+                .with_context(|| format!("cannot remove {}", cluster.folder().display()))?;
+        }
+        std::fs::remove_file(self.folder.join(SITES_FILE))?;
+        // What else is in there isn't ours.
+        let _ = std::fs::remove_dir(&self.folder);
+        Ok(())
+    }
+
     /// Lets both go on when this is dropped, unless they live in a temporary folder.
     pub fn keep(&mut self) {
         self.a.keep();
@@ -166,17 +151,7 @@ impl TwoClusters {
 }
 
 async fn enable(cluster: &Cluster, pool: &str) -> Result<()> {
-    cluster
-        .rbd(&[
-            "mirror",
-            "pool",
-            "enable",
-            "--site-name",
-            cluster.name(),
-            pool,
-            "image",
-        ])
-        .await?;
+    cluster.rbd(&["mirror", "pool", "enable", "--site-name", cluster.name(), pool, "image"]).await?;
     Ok(())
 }
 
@@ -190,11 +165,8 @@ struct Sweeper {
 
 impl Sweeper {
     fn new() -> Result<Self> {
-        let folder = tempfile::Builder::new()
-            .prefix("mirror-")
-            .tempdir()
-            .context("making a temporary folder")?
-            .keep();
+        let folder =
+            tempfile::Builder::new().prefix("mirror-").tempdir().context("making a temporary folder")?.keep();
         // A daemon that is just being killed may still add a file: hence several tries.
         let script = r#"cat; for try in 1 2 3 4 5; do rm -rf -- "$0" && exit; sleep 1; done"#;
         let mut shell = Command::new("sh");
@@ -205,9 +177,7 @@ impl Sweeper {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        let shell = shell
-            .spawn()
-            .context("cannot start a shell that removes the temporary folder")?;
+        let shell = shell.spawn().context("cannot start a shell that removes the temporary folder")?;
         Ok(Sweeper { folder, shell })
     }
 }

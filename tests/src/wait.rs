@@ -23,10 +23,7 @@ where
             return Ok(found);
         }
         if started.elapsed() > limit {
-            bail!(
-                "gave up waiting for {what} after {:.1} s",
-                started.elapsed().as_secs_f64()
-            );
+            bail!("gave up waiting for {what} after {:.1} s", started.elapsed().as_secs_f64());
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }

@@ -1,6 +1,7 @@
 //! `clusters`: two real Ceph clusters on this machine, for tests, the demo, and looking around by hand.
 #![forbid(unsafe_code)]
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -71,7 +72,11 @@ struct Up {
 #[tokio::main]
 async fn main() -> ExitCode {
     match run(Cli::parse().action).await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(text) => {
+            // A reader that has seen enough, such as `head`, is no failure.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             eprintln!("clusters: {error:#}");
             ExitCode::FAILURE
@@ -79,32 +84,26 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(action: Action) -> Result<()> {
+async fn run(action: Action) -> Result<String> {
     match action {
         Action::Up(up) => start(up).await,
         Action::Down { place, remove } => end(&place, remove).await,
         Action::Status(place) => {
-            for cluster in TwoClusters::attach(&place.dir)?.both() {
-                status(cluster).await?;
-            }
-            Ok(())
+            let clusters = TwoClusters::attach(&place.dir)?;
+            let [a, b] = clusters.both();
+            Ok(format!("{}\n{}", status(a).await?, status(b).await?))
         }
-        Action::Env(place) => {
-            print!("{}", environment(&TwoClusters::attach(&place.dir)?));
-            Ok(())
-        }
+        Action::Env(place) => Ok(environment(&TwoClusters::attach(&place.dir)?)),
     }
 }
 
-async fn start(up: Up) -> Result<()> {
-    ensure!(
-        up.paxos_propose_interval > 0.0,
-        "the paxos propose interval must be more than 0 s"
-    );
+async fn start(up: Up) -> Result<String> {
+    let interval_s = up.paxos_propose_interval;
+    ensure!(interval_s > 0.0, "the paxos propose interval must be more than 0 s");
     let options = ClusterOptions {
         osds: up.osds.into(),
         ceph_bin: up.ceph_bin,
-        paxos_propose_interval_s: Some(up.paxos_propose_interval),
+        paxos_propose_interval_s: Some(interval_s),
         osd_size_gib: up.osd_size,
         mgr_modules: up.mgr_modules,
         die_with_parent: false,
@@ -113,59 +112,41 @@ async fn start(up: Up) -> Result<()> {
     let started = Instant::now();
     let mut clusters = TwoClusters::start(&up.place.dir, [&up.names[0], &up.names[1]], &options).await?;
     clusters.keep();
-    println!(
-        "Both clusters are up after {:.1} s.\n",
-        started.elapsed().as_secs_f64()
-    );
-    print!("{}", environment(&clusters));
-    println!(
-        "\n# end them:  clusters down --dir {}",
+    let took_s = started.elapsed().as_secs_f64();
+    Ok(format!(
+        "# Both clusters are up after {took_s:.1} s.\n{}# end them:  clusters down --dir {}\n",
+        environment(&clusters),
         clusters.folder().display()
-    );
-    Ok(())
+    ))
 }
 
-async fn end(place: &Place, remove: bool) -> Result<()> {
+async fn end(place: &Place, remove: bool) -> Result<String> {
     let clusters = TwoClusters::attach(&place.dir)?;
     clusters.stop().await?;
     if remove {
-        for cluster in clusters.both() {
-            std::fs::remove_dir_all(cluster.folder())?;
-        }
-        std::fs::remove_dir_all(clusters.folder())?;
+        clusters.remove()?;
     }
-    println!("Both clusters have ended.");
-    Ok(())
+    Ok("Both clusters have ended.\n".to_owned())
 }
 
-async fn status(cluster: &Cluster) -> Result<()> {
-    println!(
-        "{} ({}, fsid {})",
-        cluster.name(),
-        cluster.mon_host(),
-        cluster.fsid()
-    );
-    let mut running = false;
+async fn status(cluster: &Cluster) -> Result<String> {
+    let mut text = format!("{} ({}, fsid {})\n", cluster.name(), cluster.mon_host(), cluster.fsid());
+    let mut monitor_runs = false;
     for (name, identity, usage) in cluster.daemons()? {
-        match usage {
-            Some(usage) => {
-                running |= name.starts_with("mon.");
-                let (cpu_s, rss_mib) = (usage.cpu_s, usage.rss_bytes >> 20);
-                println!(
-                    "  {name:8} pid {:7}  {rss_mib:5} MiB  {cpu_s:7.1} s of CPU",
-                    identity.pid
-                );
-            }
-            None => println!("  {name:8} not running"),
-        }
+        let Some(usage) = usage else {
+            text += &format!("  {name:8} not running\n");
+            continue;
+        };
+        monitor_runs |= name.starts_with("mon.");
+        let (pid, cpu_s, rss_mib) = (identity.pid, usage.cpu_s, usage.rss_bytes >> 20);
+        text += &format!("  {name:8} pid {pid:7}  {rss_mib:5} MiB  {cpu_s:7.1} s of CPU\n");
     }
-    if !running {
-        println!("  health   unknown: no monitor runs\n");
-        return Ok(());
+    if !monitor_runs {
+        return Ok(text + "  health   unknown: no monitor runs\n");
     }
     let status = cluster.ceph_json(&["status"]).await?;
     let (osds, groups) = (&status["osdmap"], &status["pgmap"]);
-    println!(
+    text += &format!(
         "  health   {}; {} of {} OSDs up; {} placement groups; {} MiB stored\n",
         status["health"]["status"].as_str().unwrap_or("unknown"),
         osds["num_up_osds"],
@@ -173,7 +154,7 @@ async fn status(cluster: &Cluster) -> Result<()> {
         groups["num_pgs"],
         groups["data_bytes"].as_u64().unwrap_or(0) >> 20,
     );
-    Ok(())
+    Ok(text)
 }
 
 /// What to type in a shell, as text that a shell can also `eval`.
@@ -185,9 +166,6 @@ fn environment(clusters: &TwoClusters) -> String {
     }
     let [a, b] = clusters.both();
     text += &format!("export CEPH_CONF={}\n", a.conf_path().display());
-    text += &format!(
-        "# the other one in a single command:  rbd -c {} ls\n",
-        b.conf_path().display()
-    );
+    text += &format!("# the other one in a single command:  rbd -c {} ls\n", b.conf_path().display());
     text
 }
