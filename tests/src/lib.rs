@@ -3,7 +3,7 @@
 //! A [`Cluster`] is one monitor, one manager and some BlueStore OSDs on 127.0.0.1, with cephx, whose whole state is
 //! one private folder: nothing in `/etc`, no systemd, no root needed. [`TwoClusters`] is a pair of them, ready to be
 //! peers. Everything an operator would do is done with the stock `rbd`, `ceph` and `rados`; images are written by
-//! [`image`], compared by [`compare`], and mirrored by a [`MirrorDaemon`], which may be ours or Ceph's.
+//! [`image`], compared by [`mod@compare`], and mirrored by a [`MirrorDaemon`], which may be ours or Ceph's.
 //!
 //! The harness is asynchronous (tokio), as the tests are: a scenario waits for several tools, daemons and conditions at
 //! once. Only the ending of a cluster in `Drop` is synchronous.

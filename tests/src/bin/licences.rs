@@ -41,7 +41,8 @@ fn main() -> Result<ExitCode> {
         .output()
         .context("cannot run cargo metadata")?;
     ensure!(output.status.success(), "cargo metadata failed: {}", String::from_utf8_lossy(&output.stderr));
-    let metadata: Metadata = serde_json::from_slice(&output.stdout).context("cannot read what cargo metadata says")?;
+    let metadata: Metadata =
+        serde_json::from_slice(&output.stdout).context("cannot read what cargo metadata says")?;
 
     let mut offenders = 0;
     for package in &metadata.packages {
@@ -50,7 +51,10 @@ fn main() -> Result<ExitCode> {
             offenders += 1;
         }
     }
-    println!("{} packages, {offenders} with a licence or origin that is not allowed", metadata.packages.len());
+    println!(
+        "{} packages, {offenders} with a licence or origin that is not allowed",
+        metadata.packages.len()
+    );
     Ok(if offenders == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
