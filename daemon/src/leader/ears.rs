@@ -53,20 +53,10 @@ impl Ears {
         let leading = Arc::new(AtomicBool::new(false));
         let (sender, heard) = mpsc::unbounded_channel();
         let (stop, stopped) = oneshot::channel();
-        let listener = Listener {
-            instance_id,
-            leading: leading.clone(),
-            heard: sender,
-            unanswered: Vec::new(),
-        };
+        let listener =
+            Listener { instance_id, leading: leading.clone(), heard: sender, unanswered: Vec::new() };
         let task = tokio::spawn(listener.run(watch, stopped));
-        Ok(Ears {
-            heard,
-            cookie,
-            leading,
-            stop,
-            task,
-        })
+        Ok(Ears { heard, cookie, leading, stop, task })
     }
 
     /// Answers everything from now on, as a leader does.
@@ -110,18 +100,13 @@ impl Listener {
                 None => return Ok(()),
                 Some(WatchEvent::Lost(error)) => Heard::Lost(error),
                 Some(WatchEvent::Restored { cookie }) => Heard::Restored(cookie),
-                Some(WatchEvent::Notify {
-                    payload,
-                    notifier,
-                    answer,
-                }) => {
+                Some(WatchEvent::Notify { payload, notifier, answer }) => {
                     let message = Message::from_bytes(&payload, "leader_watcher::NotifyMessage");
                     self.answer(message.as_ref().ok(), notifier, answer);
                     match message {
-                        Ok(message) if notifier != self.instance_id => Heard::Message {
-                            message,
-                            sender: notifier,
-                        },
+                        Ok(message) if notifier != self.instance_id => {
+                            Heard::Message { message, sender: notifier }
+                        }
                         Ok(_) => continue,
                         Err(e) => {
                             tracing::warn!(

@@ -65,16 +65,8 @@ mod tests {
     #[test]
     fn messages_are_encoded_as_cephs() -> Result<(), DecodeError> {
         assert_eq!(&Message::Heartbeat.to_bytes()[..], [1, 1, 4, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(
-            &Message::LockReleased.to_bytes()[..],
-            [1, 1, 4, 0, 0, 0, 2, 0, 0, 0]
-        );
-        for message in [
-            Message::Heartbeat,
-            Message::LockAcquired,
-            Message::Probe,
-            Message::Unknown(9),
-        ] {
+        assert_eq!(&Message::LockReleased.to_bytes()[..], [1, 1, 4, 0, 0, 0, 2, 0, 0, 0]);
+        for message in [Message::Heartbeat, Message::LockAcquired, Message::Probe, Message::Unknown(9)] {
             assert_eq!(Message::from_bytes(&message.to_bytes(), "test")?, message);
         }
         assert!(Message::from_bytes(&[1, 1, 2, 0, 0, 0, 0, 0], "test").is_err());

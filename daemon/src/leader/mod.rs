@@ -110,9 +110,7 @@ impl Leader {
                 }
                 owner => owner?,
             };
-            let id = owner
-                .as_ref()
-                .and_then(|owner| u64::try_from(owner.entity.number).ok());
+            let id = owner.as_ref().and_then(|owner| u64::try_from(owner.entity.number).ok());
             if id != self.owner {
                 self.owner = id;
                 on_owner(id);
@@ -155,10 +153,7 @@ impl Leader {
     /// One look at an owner who watches; takes the lock away from it when it is dead all the same.
     async fn watch_over(&mut self, owner: LockOwner, suspicion: &mut Suspicion) -> Result<()> {
         if suspicion.of.as_ref() != Some(&owner) {
-            *suspicion = Suspicion {
-                of: Some(owner.clone()),
-                ..Suspicion::default()
-            };
+            *suspicion = Suspicion { of: Some(owner.clone()), ..Suspicion::default() };
         }
         let asked_lately = suspicion.asked.is_some_and(|at| at.elapsed() < PROBE_INTERVAL);
         if suspicion.misses == 0 && asked_lately {
@@ -193,12 +188,7 @@ impl Leader {
 
     async fn probe(&mut self, owner: &LockOwner) -> Result<Sign> {
         let reply = self.notification(Message::Probe, PROBE_TIMEOUT).await?;
-        let answered = |client: i64| {
-            reply
-                .answers
-                .iter()
-                .any(|(id, _, _)| i64::try_from(*id) == Ok(client))
-        };
+        let answered = |client: i64| reply.answers.iter().any(|(id, _, _)| i64::try_from(*id) == Ok(client));
         let me = i64::try_from(self.instance_id).unwrap_or_default();
         Ok(if answered(owner.entity.number) {
             Sign::Alive
@@ -241,20 +231,14 @@ impl Leader {
 
     async fn react(&mut self, heard: Option<Heard>) -> Result<()> {
         match heard {
-            None => Err(Error::new(
-                libc::ENOLCK,
-                "cannot lead: the watch on the leader object is gone",
-            )),
+            None => Err(Error::new(libc::ENOLCK, "cannot lead: the watch on the leader object is gone")),
             Some(Heard::Lost(e)) if e.class() == ErrorClass::Fenced => Err(e),
             Some(Heard::Lost(e)) => {
                 tracing::warn!("the watch on the leader object broke: {e}");
                 Ok(())
             }
             Some(Heard::Restored(cookie)) => self.lock.reacquire(cookie).await,
-            Some(Heard::Message {
-                message: Message::Probe,
-                ..
-            }) => Ok(()),
+            Some(Heard::Message { message: Message::Probe, .. }) => Ok(()),
             Some(Heard::Message { message, sender }) => {
                 tracing::debug!("heard {message:?} of client.{sender} while leading");
                 Ok(())
@@ -283,10 +267,13 @@ impl Leader {
                         tracing::debug!("could not tell the other daemons that nobody leads: {e}");
                     }
                 }
+                Ok(Err(e)) if e.class() == ErrorClass::Fenced => {}
                 Ok(Err(e)) => tracing::warn!("could not release the leader lock: {e}"),
                 Err(_) => tracing::warn!("could not release the leader lock: the cluster does not answer"),
             }
         }
+        // Whatever came of it, the lock is ours no more.
+        self.lock = ManagedLock::new(&self.ioctx, LEADER_OBJECT);
         self.stop_listening().await;
         self.owner = None;
     }
