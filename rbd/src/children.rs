@@ -37,11 +37,7 @@ pub enum CloneFormat {
 impl ImageHeader {
     /// The format of this clone.
     pub fn clone_format(&self) -> CloneFormat {
-        if self.op_features.has(OpFeatures::CLONE_CHILD) {
-            CloneFormat::V2
-        } else {
-            CloneFormat::V1
-        }
+        if self.op_features.has(OpFeatures::CLONE_CHILD) { CloneFormat::V2 } else { CloneFormat::V1 }
     }
 }
 
@@ -59,48 +55,27 @@ pub async fn add_v1_child(ioctx: &IoCtx, parent: &ParentSpec, child: &ImageId) -
     let input = parent_and_child(parent, Some(child)).finish();
     match ioctx.exec_write(CHILDREN_OBJECT, "rbd", "add_child", input).await {
         Err(error) if error.is(libc::EEXIST) => Ok(()),
-        other => other.context(format!(
-            "cannot list image {child} as a clone of image {}",
-            parent.image
-        )),
+        other => other.context(format!("cannot list image {child} as a clone of image {}", parent.image)),
     }
 }
 
 /// Strikes out a v1 clone; `ioctx` is the clone's. It is no error when it is not listed.
 pub async fn remove_v1_child(ioctx: &IoCtx, parent: &ParentSpec, child: &ImageId) -> Result<()> {
     let input = parent_and_child(parent, Some(child)).finish();
-    let removed = ioctx
-        .exec_write(CHILDREN_OBJECT, "rbd", "remove_child", input)
-        .await
-        .optional();
-    removed.map(drop).context(format!(
-        "cannot strike out image {child} as a clone of image {}",
-        parent.image
-    ))
+    let removed = ioctx.exec_write(CHILDREN_OBJECT, "rbd", "remove_child", input).await.optional();
+    removed.map(drop).context(format!("cannot strike out image {child} as a clone of image {}", parent.image))
 }
 
 /// The v1 clones of a snapshot that lie in the pool and namespace of `ioctx`.
 pub async fn v1_children(ioctx: &IoCtx, parent: &ParentSpec) -> Result<BTreeSet<ImageId>> {
     let input = parent_and_child(parent, None).finish();
-    let what = || {
-        format!(
-            "cannot list the clones of image {} in pool {}",
-            parent.image,
-            ioctx.pool_id()
-        )
-    };
-    let Some(output) = ioctx
-        .exec(CHILDREN_OBJECT, "rbd", "get_children", input)
-        .await
-        .optional()
-        .context(what())?
+    let what = || format!("cannot list the clones of image {} in pool {}", parent.image, ioctx.pool_id());
+    let Some(output) =
+        ioctx.exec(CHILDREN_OBJECT, "rbd", "get_children", input).await.optional().context(what())?
     else {
         return Ok(BTreeSet::new());
     };
-    let ids = Decoder::new(&output, "clones")
-        .seq(4, |d| d.string())
-        .map_err(Error::from)
-        .context(what())?;
+    let ids = Decoder::new(&output, "clones").seq(4, |d| d.string()).map_err(Error::from).context(what())?;
     Ok(ids.into_iter().map(ImageId).collect())
 }
 
@@ -109,18 +84,12 @@ pub async fn v2_children(ioctx: &IoCtx, parent: &ImageId, snap: SnapId) -> Resul
     let mut e = Encoder::new();
     e.u64(snap.0);
     let what = || format!("cannot list the clones of snapshot {snap} of image {parent}");
-    let listed = ioctx
-        .exec(&header_object(parent), "rbd", "children_list", e.finish())
-        .await;
+    let listed = ioctx.exec(&header_object(parent), "rbd", "children_list", e.finish()).await;
     let Some(output) = listed.optional().context(what())? else {
         return Ok(BTreeSet::new());
     };
     let children = Decoder::new(&output, "clones").seq(6, ChildImage::decode);
-    Ok(children
-        .map_err(Error::from)
-        .context(what())?
-        .into_iter()
-        .collect())
+    Ok(children.map_err(Error::from).context(what())?.into_iter().collect())
 }
 
 /// The v1 clones of a snapshot in any of `pools`.
@@ -134,11 +103,7 @@ pub async fn v1_children_anywhere(
         let there = ioctx.with_pool(pool);
         // The pool may have been removed since it was listed.
         for image in v1_children(&there, parent).await? {
-            children.insert(ChildImage {
-                pool,
-                namespace: parent.namespace.clone(),
-                image,
-            });
+            children.insert(ChildImage { pool, namespace: parent.namespace.clone(), image });
         }
     }
     Ok(children)
@@ -149,18 +114,12 @@ pub async fn v1_children_anywhere(
 pub async fn attach(image: &Image, parent: &ParentSpec, overlap: u64, format: CloneFormat) -> Result<()> {
     let header = image.header_ioctx();
     // `reattach` makes it repeatable; it is for the caller to know that the image has no other parent.
-    HeaderUpdate::of(image.id())
-        .parent_attach(parent, overlap, true)
-        .apply(header)
-        .await?;
+    HeaderUpdate::of(image.id()).parent_attach(parent, overlap, true).apply(header).await?;
     match format {
         CloneFormat::V1 => attach_v1(image, parent).await,
         CloneFormat::V2 => {
             let bit = OpFeatures::CLONE_CHILD;
-            HeaderUpdate::of(image.id())
-                .set_op_features(bit, bit)
-                .apply(header)
-                .await?;
+            HeaderUpdate::of(image.id()).set_op_features(bit, bit).apply(header).await?;
             let child = image.as_child();
             let attach = HeaderUpdate::of(&parent.image).child_attach(parent.snap, &child);
             match attach.apply(&parent_ioctx(header, parent)).await {
@@ -174,10 +133,7 @@ pub async fn attach(image: &Image, parent: &ParentSpec, overlap: u64, format: Cl
 async fn attach_v1(image: &Image, parent: &ParentSpec) -> Result<()> {
     let header = image.header_ioctx();
     if parent.namespace != header.namespace() {
-        let what = format!(
-            "cannot make image {} a v1 clone of an image in another namespace",
-            image.id()
-        );
+        let what = format!("cannot make image {} a v1 clone of an image in another namespace", image.id());
         return Err(Error::new(libc::EXDEV, what));
     }
     add_v1_child(header, parent, image.id()).await?;
@@ -188,10 +144,8 @@ async fn attach_v1(image: &Image, parent: &ParentSpec) -> Result<()> {
         return Ok(());
     }
     remove_v1_child(header, parent, image.id()).await?;
-    let what = format!(
-        "cannot clone snapshot {} of image {}: it is not protected",
-        parent.snap, parent.image
-    );
+    let what =
+        format!("cannot clone snapshot {} of image {}: it is not protected", parent.snap, parent.image);
     Err(Error::new(libc::EINVAL, what))
 }
 
@@ -231,9 +185,7 @@ async fn remove_unused_trash_snapshot(ioctx: &IoCtx, parent: &ParentSpec) -> Res
     }
     let image = Image::of(ioctx, "", &header);
     // The removal may in turn detach the parent from its own parent.
-    Box::pin(crate::snapshots::remove(&image, &header, parent.snap))
-        .await
-        .map(drop)
+    Box::pin(crate::snapshots::remove(&image, &header, parent.snap)).await.map(drop)
 }
 
 /// Makes the image no clone any more, after all that came from its parent was copied. May be repeated.
@@ -244,9 +196,6 @@ pub async fn detach(image: &Image, header: &ImageHeader) -> Result<()> {
     if deep || !snapshots_are_clones {
         detach_child(image, header).await?;
     }
-    let detached = HeaderUpdate::of(image.id())
-        .parent_detach()
-        .apply(image.header_ioctx())
-        .await;
+    let detached = HeaderUpdate::of(image.id()).parent_detach().apply(image.header_ioctx()).await;
     detached.optional().map(drop)
 }

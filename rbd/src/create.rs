@@ -60,12 +60,8 @@ impl NewImage {
 
     /// The layout; EINVAL or EDOM when it is not one that librbd would make.
     fn layout(&self) -> Result<Layout> {
-        let refuse = |errno, why: &str| {
-            Err(Error::new(
-                errno,
-                format!("cannot create image '{}': {why}", self.name),
-            ))
-        };
+        let refuse =
+            |errno, why: &str| Err(Error::new(errno, format!("cannot create image '{}': {why}", self.name)));
         if !ORDERS.contains(&self.order) {
             return refuse(libc::EDOM, "objects have 4 KiB to 32 MiB");
         }
@@ -97,16 +93,10 @@ impl NewImage {
 
     fn validate(&self, features: Features, layout: &Layout) -> Result<()> {
         let refuse = |errno, why: String| {
-            Err(Error::new(
-                errno,
-                format!("cannot create image '{}': {why}", self.name),
-            ))
+            Err(Error::new(errno, format!("cannot create image '{}': {why}", self.name)))
         };
         if features.unknown().0 != 0 {
-            return refuse(
-                libc::ENOSYS,
-                format!("features {} are not known", features.unknown()),
-            );
+            return refuse(libc::ENOSYS, format!("features {} are not known", features.unknown()));
         }
         for needy in [Features::OBJECT_MAP, Features::JOURNALING] {
             if features.has(needy) && !features.has(Features::EXCLUSIVE_LOCK) {
@@ -114,10 +104,7 @@ impl NewImage {
             }
         }
         if features.has(Features::OBJECT_MAP) && layout.object_count(self.size) > OBJECT_COUNT_MAX {
-            return refuse(
-                libc::EINVAL,
-                "it has too many objects for an object map".to_string(),
-            );
+            return refuse(libc::EINVAL, "it has too many objects for an object map".to_string());
         }
         let alphanumeric = self.id.0.bytes().all(|b| b.is_ascii_alphanumeric());
         if self.name.is_empty()
@@ -125,10 +112,7 @@ impl NewImage {
             || self.id.0.len() > IMAGE_ID_LENGTH_MAX
             || !alphanumeric
         {
-            return refuse(
-                libc::EINVAL,
-                format!("its name or its id '{}' is not valid", self.id),
-            );
+            return refuse(libc::EINVAL, format!("its name or its id '{}' is not valid", self.id));
         }
         Ok(())
     }
@@ -152,9 +136,7 @@ pub async fn create(ioctx: &IoCtx, new: &NewImage) -> Result<Image> {
     let layout = new.layout()?;
     let features = new.features(ioctx, &layout);
     new.validate(features, &layout)?;
-    let data = new
-        .data_pool(ioctx)
-        .map_or_else(|| ioctx.clone(), |pool| ioctx.with_pool(pool));
+    let data = new.data_pool(ioctx).map_or_else(|| ioctx.clone(), |pool| ioctx.with_pool(pool));
     directory::validate_pool(&data.with_namespace("")).await?;
 
     let mut made = Made::default();
@@ -184,8 +166,7 @@ async fn create_parts(
     if features.has(Features::OBJECT_MAP) {
         let map = ObjectMapObject::new(ioctx, &new.id, SnapId::HEAD);
         // A map that is there has content when a creation is repeated, and then is of the right size.
-        map.resize(layout.object_count(new.size), ObjectState::NonExistent)
-            .await?;
+        map.resize(layout.object_count(new.size), ObjectState::NonExistent).await?;
     }
     ImageHeader::read(ioctx, &new.id).await
 }
@@ -195,11 +176,7 @@ async fn create_header(ioctx: &IoCtx, new: &NewImage, features: Features) -> Res
     let data_pool = new.data_pool(ioctx);
     let prefix = object_prefix(&new.id, data_pool.map(|_| ioctx.pool_id()));
     let mut e = Encoder::new();
-    e.u64(new.size)
-        .u8(new.order)
-        .u64(features.0)
-        .string(&prefix)
-        .i64(data_pool.map_or(-1, |pool| pool.0));
+    e.u64(new.size).u8(new.order).u64(features.0).string(&prefix).i64(data_pool.map_or(-1, |pool| pool.0));
     let op = WriteOp::new(header_object(&new.id)).with(WriteSub::Create { exclusive: true });
     match ioctx.write(op.exec("rbd", "create", e.finish())).await {
         Ok(_) => Ok(true),
@@ -228,26 +205,14 @@ async fn undo(ioctx: &IoCtx, new: &NewImage, made: &Made) {
         }
     };
     if made.header {
-        warn(
-            "object map",
-            ObjectMapObject::new(ioctx, &new.id, SnapId::HEAD).remove().await,
-        );
-        warn(
-            "header",
-            ioctx.remove(&header_object(&new.id)).await.optional().map(drop),
-        );
+        warn("object map", ObjectMapObject::new(ioctx, &new.id, SnapId::HEAD).remove().await);
+        warn("header", ioctx.remove(&header_object(&new.id)).await.optional().map(drop));
     }
     if made.id_object {
-        warn(
-            "id object",
-            directory::remove_id_object(ioctx, &new.name, &new.id).await,
-        );
+        warn("id object", directory::remove_id_object(ioctx, &new.name, &new.id).await);
     }
     if made.directory {
-        warn(
-            "directory entry",
-            directory::remove(ioctx, &new.name, &new.id).await,
-        );
+        warn("directory entry", directory::remove(ioctx, &new.name, &new.id).await);
     }
 }
 
@@ -261,16 +226,10 @@ pub async fn create_clone(
     parent: &ParentSpec,
     format: CloneFormat,
 ) -> Result<Image> {
-    let what = || {
-        format!(
-            "cannot clone snapshot {} of image {} to '{}'",
-            parent.snap, parent.image, new.name
-        )
-    };
+    let what =
+        || format!("cannot clone snapshot {} of image {} to '{}'", parent.snap, parent.image, new.name);
     let refuse = |errno, why: &str| Err(Error::new(errno, format!("{}: {why}", what())));
-    let of_parent = ImageHeader::read(&parent_ioctx(ioctx, parent), &parent.image)
-        .await
-        .context(what())?;
+    let of_parent = ImageHeader::read(&parent_ioctx(ioctx, parent), &parent.image).await.context(what())?;
     let Some(snap) = of_parent.snapshots.get(&parent.snap) else {
         return refuse(libc::ENOENT, "there is no such snapshot");
     };
@@ -287,15 +246,9 @@ pub async fn create_clone(
     let overlap = snap.image_size.min(new.size);
     // An overlap of nothing is no link: the parent is of no use to the clone.
     if overlap > 0 {
-        children::attach(&image, parent, overlap, format)
-            .await
-            .context(what())?;
+        children::attach(&image, parent, overlap, format).await.context(what())?;
     }
-    let metadata = of_parent
-        .metadata
-        .iter()
-        .map(|(key, value)| (key.clone(), Bytes::clone(value)))
-        .collect();
+    let metadata = of_parent.metadata.iter().map(|(key, value)| (key.clone(), Bytes::clone(value))).collect();
     set_metadata(ioctx, &new.id, &metadata).await.context(what())?;
     Ok(image)
 }

@@ -52,10 +52,7 @@ pub async fn id_of(ioctx: &IoCtx, name: &str) -> Result<ImageId> {
 
 /// The id of the image called `name`, from the directory; `None` when it is not there.
 pub async fn directory_id_of(ioctx: &IoCtx, name: &str) -> Result<Option<ImageId>> {
-    let output = ioctx
-        .exec(DIRECTORY_OBJECT, "rbd", "dir_get_id", strings(&[name]))
-        .await
-        .optional();
+    let output = ioctx.exec(DIRECTORY_OBJECT, "rbd", "dir_get_id", strings(&[name])).await.optional();
     let Some(output) = output.context(format!("cannot look up image '{name}'"))? else {
         return Ok(None);
     };
@@ -64,10 +61,7 @@ pub async fn directory_id_of(ioctx: &IoCtx, name: &str) -> Result<Option<ImageId
 
 /// The name of an image, from the directory; `None` when it is not there.
 pub async fn name_of(ioctx: &IoCtx, id: &ImageId) -> Result<Option<String>> {
-    let output = ioctx
-        .exec(DIRECTORY_OBJECT, "rbd", "dir_get_name", strings(&[&id.0]))
-        .await
-        .optional();
+    let output = ioctx.exec(DIRECTORY_OBJECT, "rbd", "dir_get_name", strings(&[&id.0])).await.optional();
     let Some(output) = output.context(format!("cannot look up the name of image {id}"))? else {
         return Ok(None);
     };
@@ -79,10 +73,7 @@ pub async fn list(ioctx: &IoCtx) -> Result<BTreeMap<String, ImageId>> {
     let mut images = BTreeMap::<String, ImageId>::new();
     loop {
         let last = images.keys().next_back().cloned().unwrap_or_default();
-        let output = ioctx
-            .exec(DIRECTORY_OBJECT, "rbd", "dir_list", page_after(&last))
-            .await
-            .optional();
+        let output = ioctx.exec(DIRECTORY_OBJECT, "rbd", "dir_list", page_after(&last)).await.optional();
         let Some(output) = output.context("cannot list images")? else {
             return Ok(images);
         };
@@ -104,9 +95,7 @@ pub async fn add(ioctx: &IoCtx, name: &str, id: &ImageId) -> Result<bool> {
     if !ioctx.namespace().is_empty() {
         op = op.exec("rbd", "dir_state_assert", vec![STATE_READY]);
     }
-    let added = ioctx
-        .write(op.exec("rbd", "dir_add_image", strings(&[name, &id.0])))
-        .await;
+    let added = ioctx.write(op.exec("rbd", "dir_add_image", strings(&[name, &id.0]))).await;
     match added {
         Ok(_) => Ok(true),
         Err(error) if error.is(libc::EEXIST) && directory_id_of(ioctx, name).await?.as_ref() == Some(id) => {
@@ -119,18 +108,9 @@ pub async fn add(ioctx: &IoCtx, name: &str, id: &ImageId) -> Result<bool> {
 /// Removes an image from the directory. It is no error when it is not there. ESTALE when name and id are there, but
 /// do not belong together.
 pub async fn remove(ioctx: &IoCtx, name: &str, id: &ImageId) -> Result<()> {
-    let removed = ioctx
-        .exec_write(
-            DIRECTORY_OBJECT,
-            "rbd",
-            "dir_remove_image",
-            strings(&[name, &id.0]),
-        )
-        .await;
-    removed
-        .optional()
-        .map(drop)
-        .context(format!("cannot remove image '{name}' ({id}) from the directory"))
+    let removed =
+        ioctx.exec_write(DIRECTORY_OBJECT, "rbd", "dir_remove_image", strings(&[name, &id.0])).await;
+    removed.optional().map(drop).context(format!("cannot remove image '{name}' ({id}) from the directory"))
 }
 
 /// Creates the id object of an image; answers whether it was this call that did, and not an earlier one. EEXIST when
@@ -155,9 +135,7 @@ pub async fn remove_id_object(ioctx: &IoCtx, name: &str, id: &ImageId) -> Result
         _ => {}
     }
     let removed = ioctx.remove(&id_object(name)).await.optional();
-    removed
-        .map(drop)
-        .context(format!("cannot remove the id object of image '{name}'"))
+    removed.map(drop).context(format!("cannot remove the id object of image '{name}'"))
 }
 
 /// Renames an image: new id object, directory, old id object. The image answers to its old name until the directory
@@ -174,12 +152,8 @@ pub async fn rename(ioctx: &IoCtx, id: &ImageId, from: Option<&str>, to: &str) -
             return Err(Error::new(libc::EEXIST, what()));
         }
         create_id_object(ioctx, to, id).await?;
-        let renamed = ioctx.exec_write(
-            DIRECTORY_OBJECT,
-            "rbd",
-            "dir_rename_image",
-            strings(&[&name, to, &id.0]),
-        );
+        let renamed =
+            ioctx.exec_write(DIRECTORY_OBJECT, "rbd", "dir_rename_image", strings(&[&name, to, &id.0]));
         renamed.await.context(what())?;
         remove_id_object(ioctx, &name, id).await?;
     }
@@ -195,10 +169,8 @@ pub async fn namespaces(ioctx: &IoCtx) -> Result<BTreeSet<String>> {
     let mut names = BTreeSet::<String>::new();
     loop {
         let last = names.last().cloned().unwrap_or_default();
-        let output = ioctx
-            .exec(NAMESPACE_OBJECT, "rbd", "namespace_list", page_after(&last))
-            .await
-            .optional();
+        let output =
+            ioctx.exec(NAMESPACE_OBJECT, "rbd", "namespace_list", page_after(&last)).await.optional();
         let Some(output) = output.context("cannot list namespaces")? else {
             return Ok(names);
         };
@@ -215,10 +187,7 @@ pub async fn namespaces(ioctx: &IoCtx) -> Result<BTreeSet<String>> {
 /// data there, and marks it so. EINVAL when it cannot hold images.
 pub async fn validate_pool(ioctx: &IoCtx) -> Result<()> {
     let what = || format!("cannot use pool {} for images", ioctx.pool_id());
-    let content = ioctx
-        .read_extent(INFO_OBJECT, SnapId::HEAD, Extent::new(0, 64))
-        .await
-        .optional();
+    let content = ioctx.read_extent(INFO_OBJECT, SnapId::HEAD, Extent::new(0, 64)).await.optional();
     let content = content.context(what())?.unwrap_or_default();
     if content == OVERWRITE_VALIDATED {
         return Ok(());
@@ -227,10 +196,7 @@ pub async fn validate_pool(ioctx: &IoCtx) -> Result<()> {
         // The first snapshot id puts the pool into the mode that images need.
         let snap = ioctx.snap_create().await.context(what())?;
         let mark = WriteOp::new(INFO_OBJECT).with(WriteSub::Create { exclusive: true });
-        let mark = mark.with(WriteSub::Write {
-            offset: 0,
-            data: Bytes::from_static(VALIDATE),
-        });
+        let mark = mark.with(WriteSub::Write { offset: 0, data: Bytes::from_static(VALIDATE) });
         let marked = ioctx.write(mark).await;
         if let Err(error) = ioctx.snap_remove(snap).await {
             tracing::warn!(pool = %ioctx.pool_id(), "cannot give back snapshot id {snap}: {error}");
@@ -240,10 +206,7 @@ pub async fn validate_pool(ioctx: &IoCtx) -> Result<()> {
             other => refuse_without_overwrite(other.map(drop)).context(what())?,
         }
     }
-    let write = WriteSub::Write {
-        offset: 0,
-        data: Bytes::from_static(OVERWRITE_VALIDATED),
-    };
+    let write = WriteSub::Write { offset: 0, data: Bytes::from_static(OVERWRITE_VALIDATED) };
     let written = ioctx.write(WriteOp::new(INFO_OBJECT).with(write)).await;
     refuse_without_overwrite(written.map(drop)).context(what())
 }

@@ -112,10 +112,7 @@ impl Encode for Timestamp {
 
 impl Decode for Timestamp {
     fn decode(d: &mut Decoder<'_>) -> Result<Self, DecodeError> {
-        Ok(Timestamp {
-            seconds: d.u32()?,
-            nanoseconds: d.u32()?,
-        })
+        Ok(Timestamp { seconds: d.u32()?, nanoseconds: d.u32()? })
     }
 }
 
@@ -150,22 +147,16 @@ fn encode_snap_seqs(e: &mut Encoder, snap_seqs: &BTreeMap<SnapId, SnapId>) {
 }
 
 fn decode_snap_seqs(d: &mut Decoder<'_>) -> Result<BTreeMap<SnapId, SnapId>, DecodeError> {
-    Ok(d.seq(16, |d| Ok((SnapId(d.u64()?), SnapId(d.u64()?))))?
-        .into_iter()
-        .collect())
+    Ok(d.seq(16, |d| Ok((SnapId(d.u64()?), SnapId(d.u64()?))))?.into_iter().collect())
 }
 
 impl Encode for MirrorSnapshot {
     fn encode(&self, e: &mut Encoder) {
-        e.value(&self.state)
-            .bool(self.complete)
-            .count(self.mirror_peer_uuids.len());
+        e.value(&self.state).bool(self.complete).count(self.mirror_peer_uuids.len());
         for uuid in &self.mirror_peer_uuids {
             e.string(uuid);
         }
-        e.string(&self.primary_mirror_uuid)
-            .u64(self.primary_snap_id.0)
-            .u64(self.last_copied_object_number);
+        e.string(&self.primary_mirror_uuid).u64(self.primary_snap_id.0).u64(self.last_copied_object_number);
         encode_snap_seqs(e, &self.snap_seqs);
     }
 }
@@ -190,17 +181,10 @@ impl Encode for SnapshotNamespace {
             e.u32(self.wire_type());
             match self {
                 SnapshotNamespace::User | SnapshotNamespace::Unknown(_) => {}
-                SnapshotNamespace::Group {
-                    group_pool,
-                    group_id,
-                    group_snapshot_id,
-                } => {
+                SnapshotNamespace::Group { group_pool, group_id, group_snapshot_id } => {
                     e.i64(group_pool.0).string(group_id).string(group_snapshot_id);
                 }
-                SnapshotNamespace::Trash {
-                    original_name,
-                    original_namespace_type,
-                } => {
+                SnapshotNamespace::Trash { original_name, original_namespace_type } => {
                     e.string(original_name).u32(*original_namespace_type);
                 }
                 SnapshotNamespace::Mirror(mirror) => {
@@ -221,10 +205,9 @@ impl Decode for SnapshotNamespace {
                     group_id: d.string()?,
                     group_snapshot_id: d.string()?,
                 },
-                namespace_type::TRASH => SnapshotNamespace::Trash {
-                    original_name: d.string()?,
-                    original_namespace_type: d.u32()?,
-                },
+                namespace_type::TRASH => {
+                    SnapshotNamespace::Trash { original_name: d.string()?, original_namespace_type: d.u32()? }
+                }
                 namespace_type::MIRROR => SnapshotNamespace::Mirror(MirrorSnapshot::decode(d)?),
                 unknown => SnapshotNamespace::Unknown(unknown),
             })
@@ -235,10 +218,7 @@ impl Decode for SnapshotNamespace {
 impl Encode for SnapshotInfo {
     fn encode(&self, e: &mut Encoder) {
         e.versioned(1, 1, |e| {
-            e.u64(self.id.0)
-                .value(&self.namespace)
-                .string(&self.name)
-                .u64(self.image_size);
+            e.u64(self.id.0).value(&self.namespace).string(&self.name).u64(self.image_size);
             e.value(&self.timestamp).u32(self.child_count);
         });
     }
@@ -283,10 +263,7 @@ impl Decode for ProtectionStatus {
 impl Encode for ParentSpec {
     fn encode(&self, e: &mut Encoder) {
         e.versioned(1, 1, |e| {
-            e.i64(self.pool.0)
-                .string(&self.namespace)
-                .string(&self.image.0)
-                .u64(self.snap.0);
+            e.i64(self.pool.0).string(&self.namespace).string(&self.image.0).u64(self.snap.0);
         });
     }
 }
@@ -317,11 +294,7 @@ impl Decode for ChildImage {
         d.versioned("child image", 2, |d, version| {
             let (pool, image) = (PoolId(d.i64()?), ImageId(d.string()?));
             let namespace = if version >= 2 { d.string()? } else { String::new() };
-            Ok(ChildImage {
-                pool,
-                namespace,
-                image,
-            })
+            Ok(ChildImage { pool, namespace, image })
         })
     }
 }
@@ -336,12 +309,7 @@ impl Encode for GroupSpec {
 
 impl Decode for GroupSpec {
     fn decode(d: &mut Decoder<'_>) -> Result<Self, DecodeError> {
-        d.versioned("group", 1, |d, _| {
-            Ok(GroupSpec {
-                pool: PoolId(d.i64()?),
-                id: d.string()?,
-            })
-        })
+        d.versioned("group", 1, |d, _| Ok(GroupSpec { pool: PoolId(d.i64()?), id: d.string()? }))
     }
 }
 
@@ -353,18 +321,10 @@ impl Encode for MigrationSpec {
                 MigrationHeaderType::Source => 1,
                 MigrationHeaderType::Destination => 2,
             });
-            e.i64(self.pool.0)
-                .string(&self.namespace)
-                .string(&self.image_name)
-                .string(&self.image.0);
+            e.i64(self.pool.0).string(&self.namespace).string(&self.image_name).string(&self.image.0);
             encode_snap_seqs(e, &self.snap_seqs);
-            e.u64(self.overlap)
-                .bool(self.flatten)
-                .bool(self.mirroring)
-                .u8(self.state);
-            e.string(&self.state_description)
-                .u8(self.mirror_image_mode)
-                .string(&self.source_spec);
+            e.u64(self.overlap).bool(self.flatten).bool(self.mirroring).u8(self.state);
+            e.string(&self.state_description).u8(self.mirror_image_mode).string(&self.source_spec);
         });
     }
 }
@@ -400,3 +360,6 @@ impl Decode for MigrationSpec {
 pub(crate) fn decode_optional_u64(d: &mut Decoder<'_>) -> Result<Option<u64>, DecodeError> {
     if d.bool()? { Ok(Some(d.u64()?)) } else { Ok(None) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -109,3 +109,6 @@ fn step(before: Diff, state: ObjectState) -> Diff {
         (_, _) => Diff::Updated,
     }
 }
+
+#[cfg(test)]
+mod tests;

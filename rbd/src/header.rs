@@ -103,43 +103,27 @@ impl ImageHeader {
 
     /// The snapshot called `name` in the namespace of users.
     pub fn user_snapshot(&self, name: &str) -> Option<&Snapshot> {
-        self.snapshots
-            .values()
-            .find(|snap| snap.name == name && snap.namespace == SnapshotNamespace::User)
+        self.snapshots.values().find(|snap| snap.name == name && snap.namespace == SnapshotNamespace::User)
     }
 
     /// Size in bytes of the head or of a snapshot.
     pub fn size_at(&self, snap: SnapId) -> Option<u64> {
-        if snap.is_head() {
-            Some(self.size)
-        } else {
-            self.snapshots.get(&snap).map(|snap| snap.image_size)
-        }
+        if snap.is_head() { Some(self.size) } else { self.snapshots.get(&snap).map(|snap| snap.image_size) }
     }
 
     /// Flags of the head or of a snapshot.
     pub fn flags_at(&self, snap: SnapId) -> Option<ImageFlags> {
-        if snap.is_head() {
-            Some(self.flags)
-        } else {
-            self.snapshots.get(&snap).map(|snap| snap.flags)
-        }
+        if snap.is_head() { Some(self.flags) } else { self.snapshots.get(&snap).map(|snap| snap.flags) }
     }
 
     /// What the head or a snapshot is a clone of.
     pub fn parent_at(&self, snap: SnapId) -> Option<&Parent> {
-        if snap.is_head() {
-            self.parent.as_ref()
-        } else {
-            self.snapshots.get(&snap)?.parent.as_ref()
-        }
+        if snap.is_head() { self.parent.as_ref() } else { self.snapshots.get(&snap)?.parent.as_ref() }
     }
 
     /// The next newer snapshot, or the head.
     pub fn next_snapshot(&self, snap: SnapId) -> SnapId {
-        let newer = self
-            .snapshots
-            .range((std::ops::Bound::Excluded(snap), std::ops::Bound::Unbounded));
+        let newer = self.snapshots.range((std::ops::Bound::Excluded(snap), std::ops::Bound::Unbounded));
         newer.map(|(id, _)| *id).next().unwrap_or(SnapId::HEAD)
     }
 
@@ -181,9 +165,7 @@ async fn read_once(ioctx: &IoCtx, image: &ImageId) -> Result<ImageHeader> {
     }
     let replies = futures::future::try_join_all(reads).await?;
     // The answers of all operations, one after the other, without those to the assertions.
-    let answers = replies
-        .into_iter()
-        .flat_map(|reply| reply.answers.into_iter().skip(1));
+    let answers = replies.into_iter().flat_map(|reply| reply.answers.into_iter().skip(1));
     let mut answers = Answers::new(answers.collect());
 
     if striped {
@@ -269,10 +251,7 @@ fn decode_fixed_part(image: &ImageId, version: u64, answers: &mut Answers) -> Re
         flags,
         layout: Layout::simple(order)?,
         data_pool: (data_pool >= 0).then_some(PoolId(data_pool)),
-        parent: parent_spec
-            .as_ref()
-            .zip(overlap)
-            .map(|(spec, overlap)| spec.overlapping(overlap)),
+        parent: parent_spec.as_ref().zip(overlap).map(|(spec, overlap)| spec.overlapping(overlap)),
         parent_spec,
         snap_context,
         snapshots: BTreeMap::new(),
@@ -310,12 +289,7 @@ fn decode_snap_context(d: &mut Decoder<'_>) -> std::result::Result<SnapContext, 
 
 fn ask_for_snapshots(mut op: ReadOp, snaps: &[SnapId]) -> ReadOp {
     for snap in snaps {
-        for method in [
-            "snapshot_get",
-            "parent_overlap_get",
-            "get_flags",
-            "get_protection_status",
-        ] {
+        for method in ["snapshot_get", "parent_overlap_get", "get_flags", "get_protection_status"] {
             op = call(op, method, |e| {
                 e.u64(snap.0);
             });
@@ -342,9 +316,7 @@ fn decode_snapshot(id: SnapId, parent: Option<&ParentSpec>, answers: &mut Answer
         timestamp: info.timestamp,
         child_count: info.child_count,
         protection,
-        parent: parent
-            .zip(overlap)
-            .map(|(spec, overlap)| spec.overlapping(overlap)),
+        parent: parent.zip(overlap).map(|(spec, overlap)| spec.overlapping(overlap)),
         flags,
     })
 }
@@ -373,9 +345,7 @@ struct Answers {
 
 impl Answers {
     fn new(answers: Vec<ReadAnswer>) -> Answers {
-        Answers {
-            answers: answers.into_iter(),
-        }
+        Answers { answers: answers.into_iter() }
     }
 
     /// Decodes the next answer; errors name `what` it holds.
@@ -385,11 +355,11 @@ impl Answers {
         decode: impl FnOnce(&mut Decoder<'_>) -> std::result::Result<T, DecodeError>,
     ) -> Result<T> {
         let Some(ReadAnswer::Data(data)) = self.answers.next() else {
-            return Err(Error::new(
-                libc::EBADMSG,
-                format!("cannot decode the {what}: there is no answer"),
-            ));
+            return Err(Error::new(libc::EBADMSG, format!("cannot decode the {what}: there is no answer")));
         };
         decode(&mut Decoder::new(&data, what)).map_err(Error::from)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -38,21 +38,13 @@ pub struct HeaderUpdate {
 /// Adds to `op` the assertion that this client holds the exclusive class lock of the object under this cookie and tag
 /// (EBUSY otherwise).
 pub(crate) fn assert_locked(op: WriteOp, cookie: &str, tag: &str) -> WriteOp {
-    op.with(
-        LockRequest::new(LOCK_NAME, LockKind::Exclusive, cookie)
-            .tagged(tag)
-            .assert_locked_sub(),
-    )
+    op.with(LockRequest::new(LOCK_NAME, LockKind::Exclusive, cookie).tagged(tag).assert_locked_sub())
 }
 
 impl HeaderUpdate {
     /// A change of nothing yet.
     pub fn of(image: &ImageId) -> HeaderUpdate {
-        HeaderUpdate {
-            op: WriteOp::new(header_object(image)),
-            image: image.clone(),
-            what: Vec::new(),
-        }
+        HeaderUpdate { op: WriteOp::new(header_object(image)), image: image.clone(), what: Vec::new() }
     }
 
     /// Nothing is changed (EBUSY) unless this client holds the image's exclusive lock under this cookie and tag.
@@ -233,11 +225,7 @@ impl HeaderUpdate {
     /// Carries it out; `ioctx` is the header's. All or nothing; whether it took effect is unknown when the future is
     /// dropped.
     pub async fn apply(self, ioctx: &IoCtx) -> Result<()> {
-        let what = format!(
-            "cannot change the header of image {} ({})",
-            self.image,
-            self.what.join(", ")
-        );
+        let what = format!("cannot change the header of image {} ({})", self.image, self.what.join(", "));
         ioctx.write(self.op).await.map(drop).context(what)
     }
 }
@@ -247,10 +235,8 @@ pub async fn set_metadata(ioctx: &IoCtx, image: &ImageId, metadata: &BTreeMap<St
     const KEYS_PER_WRITE: usize = 128;
     let entries: Vec<_> = metadata.iter().collect();
     for page in entries.chunks(KEYS_PER_WRITE) {
-        let page: BTreeMap<String, &Bytes> = page
-            .iter()
-            .map(|(key, value)| (key.to_string(), *value))
-            .collect();
+        let page: BTreeMap<String, &Bytes> =
+            page.iter().map(|(key, value)| (key.to_string(), *value)).collect();
         HeaderUpdate::of(image).set_metadata(&page).apply(ioctx).await?;
     }
     Ok(())

@@ -46,9 +46,7 @@ impl Image {
 
     /// Opens an image by its name. ENOENT when there is none.
     pub async fn open_by_name(ioctx: &IoCtx, name: &str) -> Result<(Image, ImageHeader)> {
-        let id = directory::id_of(ioctx, name)
-            .await
-            .context(format!("cannot open image '{name}'"))?;
+        let id = directory::id_of(ioctx, name).await.context(format!("cannot open image '{name}'"))?;
         let header = ImageHeader::read(ioctx, &id).await?;
         Ok((Image::of(ioctx, name, &header), header))
     }

@@ -61,17 +61,12 @@ pub struct ObjectExtent {
 impl Layout {
     /// A layout of objects of `1 << order` bytes. EINVAL when the three do not fit together.
     pub fn new(order: u8, stripe_unit: u64, stripe_count: u64) -> Result<Layout> {
-        let refuse = |why: String| {
-            Err(Error::new(
-                libc::EINVAL,
-                format!("cannot lay out an image: {why}"),
-            ))
-        };
+        let refuse = |why: String| Err(Error::new(libc::EINVAL, format!("cannot lay out an image: {why}")));
         if !(9..=32).contains(&order) {
             return refuse(format!("objects of 2^{order} bytes are not supported"));
         }
         let object_size = 1u64 << order;
-        if stripe_unit == 0 || object_size % stripe_unit != 0 {
+        if stripe_unit == 0 || !object_size.is_multiple_of(stripe_unit) {
             return refuse(format!(
                 "a stripe unit of {stripe_unit} bytes does not divide {object_size} bytes"
             ));
@@ -80,11 +75,7 @@ impl Layout {
         if stripe_count == 0 || stripe_count > u64::from(u32::MAX) {
             return refuse(format!("a stripe count of {stripe_count} is not supported"));
         }
-        Ok(Layout {
-            object_size,
-            stripe_unit,
-            stripe_count,
-        })
+        Ok(Layout { object_size, stripe_unit, stripe_count })
     }
 
     /// The usual layout: one object after the other, each of `1 << order` bytes.
@@ -135,12 +126,7 @@ impl Layout {
             }
             let (object, object_offset) = layout.locate(offset);
             let length = (layout.stripe_unit - offset % layout.stripe_unit).min(end - offset);
-            let piece = Piece {
-                object,
-                object_offset,
-                image_offset: offset,
-                length,
-            };
+            let piece = Piece { object, object_offset, image_offset: offset, length };
             offset += length;
             Some(piece)
         })
@@ -152,10 +138,7 @@ impl Layout {
         let mut last_set: Vec<usize> = Vec::new();
         for piece in self.pieces(image) {
             // Only objects of the set being filled can grow, and a set has at most `stripe_count` of them.
-            let known = last_set
-                .iter()
-                .copied()
-                .find(|&i| extents[i].object == piece.object);
+            let known = last_set.iter().copied().find(|&i| extents[i].object == piece.object);
             let image_extent = Extent::new(piece.image_offset, piece.length);
             match known {
                 Some(i) => {
@@ -210,10 +193,7 @@ impl Layout {
         let block = offset / self.stripe_unit;
         let (stripe, column) = (block / self.stripe_count, block % self.stripe_count);
         let (set, row) = (stripe / rows, stripe % rows);
-        (
-            ObjectNumber(set * self.stripe_count + column),
-            row * self.stripe_unit + offset % self.stripe_unit,
-        )
+        (ObjectNumber(set * self.stripe_count + column), row * self.stripe_unit + offset % self.stripe_unit)
     }
 
     /// How many bytes of an object an image (or an overlap with a parent) of `size` bytes uses: always its first ones.
@@ -228,9 +208,7 @@ impl Layout {
         }
         let row_bytes = self.stripe_count * self.stripe_unit;
         let full_rows = (rest / row_bytes).min(rows);
-        let in_row = (rest % row_bytes)
-            .saturating_sub(column * self.stripe_unit)
-            .min(self.stripe_unit);
+        let in_row = (rest % row_bytes).saturating_sub(column * self.stripe_unit).min(self.stripe_unit);
         full_rows * self.stripe_unit + in_row
     }
 }
@@ -301,14 +279,7 @@ mod tests {
     /// Tiny layouts (made past the checks of `Layout::new`), so that an image spans many object sets.
     fn layouts() -> impl Strategy<Value = (Layout, u64)> {
         (1u64..5, 1u64..6, 1u64..5, 0u64..300).prop_map(|(rows, stripe_unit, stripe_count, size)| {
-            (
-                Layout {
-                    object_size: rows * stripe_unit,
-                    stripe_unit,
-                    stripe_count,
-                },
-                size,
-            )
+            (Layout { object_size: rows * stripe_unit, stripe_unit, stripe_count }, size)
         })
     }
 
@@ -372,13 +343,7 @@ mod tests {
         assert_eq!(name, "rbd_data.3.10ab.000000000000001f");
         assert_eq!(data_object_number(&prefix, &name), Some(ObjectNumber(0x1f)));
         assert_eq!(data_object_number(&object_prefix(&id, None), &name), None);
-        assert_eq!(
-            data_object_number(&prefix, "rbd_data.3.10ab.000000000000001F"),
-            None
-        );
-        assert_eq!(
-            data_object_number(&prefix, "rbd_data.3.10ab.+00000000000001f"),
-            None
-        );
+        assert_eq!(data_object_number(&prefix, "rbd_data.3.10ab.000000000000001F"), None);
+        assert_eq!(data_object_number(&prefix, "rbd_data.3.10ab.+00000000000001f"), None);
     }
 }

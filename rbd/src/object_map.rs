@@ -26,18 +26,15 @@ use std::ops::Range;
 use bytes::Bytes;
 use rados::encoding::{Decode, DecodeError, Decoder, Encode, Encoder};
 use rados::error::ResultExt;
-use rados::lock::{LockKind, LockRequest};
 use rados::{Error, IoCtx, Result, SnapId, WriteOp};
 
-use crate::header_update::{LOCK_NAME, assert_locked};
+use crate::header_update::assert_locked;
 use crate::types::{ImageId, ObjectNumber};
 
 /// Images of more objects have no object map.
 pub const OBJECT_COUNT_MAX: u64 = 256_000_000;
 /// Objects that one update may span, as librbd bounds it.
 const UPDATE_OBJECTS_MAX: u64 = 256 << 10;
-/// How often the class lock is tried, when others keep taking it.
-const LOCK_ATTEMPTS_MAX: u32 = 8;
 /// Bytes of data that one CRC covers.
 const BLOCK_BYTES: usize = 4096;
 /// Ranges from which on writing a map whole is cheaper than updating it range by range, in objects per range.
@@ -82,17 +79,8 @@ pub struct ObjectMap {
 
 impl std::fmt::Debug for ObjectMap {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let sample: String = self
-            .iter()
-            .take(64)
-            .map(|state| char::from(b'0' + state as u8))
-            .collect();
-        write!(
-            f,
-            "ObjectMap({} objects: {sample}{})",
-            self.objects,
-            if self.objects > 64 { "…" } else { "" }
-        )
+        let sample: String = self.iter().take(64).map(|state| char::from(b'0' + state as u8)).collect();
+        write!(f, "ObjectMap({} objects: {sample}{})", self.objects, if self.objects > 64 { "…" } else { "" })
     }
 }
 
@@ -110,10 +98,7 @@ pub struct MapUpdate {
 impl ObjectMap {
     /// A map of so many objects, none of which exists.
     pub fn new(objects: u64) -> ObjectMap {
-        ObjectMap {
-            bits: vec![0; data_bytes(objects)],
-            objects,
-        }
+        ObjectMap { bits: vec![0; data_bytes(objects)], objects }
     }
 
     /// Number of objects.
@@ -229,9 +214,7 @@ impl ObjectMap {
     pub fn to_object(&self) -> Bytes {
         let mut e = self.encoder();
         let blocks = self.bits.chunks(BLOCK_BYTES);
-        e.u32(8 + 4 * blocks.len() as u32)
-            .u32(crc(&self.header()))
-            .u32(blocks.len() as u32);
+        e.u32(8 + 4 * blocks.len() as u32).u32(crc(&self.header())).u32(blocks.len() as u32);
         for block in blocks {
             e.u32(crc(block));
         }
@@ -281,11 +264,7 @@ fn coalesce(
             return;
         }
     }
-    updates.push(MapUpdate {
-        objects: object..object + 1,
-        state,
-        current: None,
-    });
+    updates.push(MapUpdate { objects: object..object + 1, state, current: None });
 }
 
 /// The fewest updates that set each of `objects` to its state. They may come in any order; of an object that comes
@@ -314,19 +293,14 @@ impl Decode for ObjectMap {
             Decoder::new(header, "object map header").versioned("object map header", 1, |d, _| d.u64())?;
         // The bound also keeps a lying count from wrapping when it becomes a number of bytes.
         if objects > OBJECT_COUNT_MAX {
-            return Err(d.invalid(format!(
-                "{objects} objects are more than the {OBJECT_COUNT_MAX} possible"
-            )));
+            return Err(d.invalid(format!("{objects} objects are more than the {OBJECT_COUNT_MAX} possible")));
         }
         let bits = d.raw(data_bytes(objects))?;
         let footer = d.blob()?;
         if !footer.is_empty() {
             check_crcs(header, bits, footer)?;
         }
-        let mut map = ObjectMap {
-            bits: bits.to_vec(),
-            objects,
-        };
+        let mut map = ObjectMap { bits: bits.to_vec(), objects };
         map.clear_spare_bits();
         Ok(map)
     }
@@ -372,11 +346,7 @@ pub struct ObjectMapObject {
 impl ObjectMapObject {
     /// The map of `image` at `snap`; `ioctx` is the header's.
     pub fn new(ioctx: &IoCtx, image: &ImageId, snap: SnapId) -> ObjectMapObject {
-        ObjectMapObject {
-            ioctx: ioctx.clone(),
-            object: object_map_object(image, snap),
-            assert_lock: false,
-        }
+        ObjectMapObject { ioctx: ioctx.clone(), object: object_map_object(image, snap), assert_lock: false }
     }
 
     /// Every change asserts that this client holds the class lock on the map.
@@ -390,53 +360,12 @@ impl ObjectMapObject {
         &self.object
     }
 
-    /// Takes the class lock on the map of the head, as librbd does when it has got the exclusive lock; whoever else
-    /// holds it has lost the exclusive lock, and his is broken. It is no error when this client holds it.
-    pub async fn lock(&self) -> Result<()> {
-        let what = || format!("cannot lock object map '{}'", self.object);
-        let request = LockRequest::new(LOCK_NAME, LockKind::Exclusive, "");
-        for _ in 0..LOCK_ATTEMPTS_MAX {
-            match self.ioctx.lock(&self.object, &request).await {
-                Err(error) if error.is(libc::EEXIST) => return Ok(()),
-                Err(error) if error.is(libc::EBUSY) => {}
-                other => return other.context(what()),
-            }
-            for locker in self
-                .ioctx
-                .lock_info(&self.object, LOCK_NAME)
-                .await
-                .context(what())?
-                .lockers
-            {
-                let broken = self
-                    .ioctx
-                    .break_lock(&self.object, LOCK_NAME, locker.entity, &locker.cookie)
-                    .await;
-                broken.optional().context(what())?;
-            }
-        }
-        Err(Error::new(libc::EBUSY, what()))
-    }
-
-    /// Gives up the class lock; it is no error when this client does not hold it.
-    pub async fn unlock(&self) -> Result<()> {
-        let unlocked = self.ioctx.unlock(&self.object, LOCK_NAME, "").await.optional();
-        unlocked
-            .map(drop)
-            .context(format!("cannot unlock object map '{}'", self.object))
-    }
-
     /// Reads the map. ENOENT when there is none (or an empty object), EINVAL or EBADMSG when it is corrupt.
     pub async fn load(&self) -> Result<ObjectMap> {
         let what = || format!("cannot load object map '{}'", self.object);
-        let bytes = self
-            .ioctx
-            .exec(&self.object, "rbd", "object_map_load", Bytes::new())
-            .await
-            .context(what())?;
-        ObjectMap::from_bytes(&bytes, "object map")
-            .map_err(Error::from)
-            .context(what())
+        let bytes =
+            self.ioctx.exec(&self.object, "rbd", "object_map_load", Bytes::new()).await.context(what())?;
+        ObjectMap::from_bytes(&bytes, "object map").map_err(Error::from).context(what())
     }
 
     /// Writes the map, whatever was there; creates the object when needed.
@@ -455,9 +384,7 @@ impl ObjectMapObject {
     /// Applies one update. ENOENT when there is no map, ERANGE when it is too small.
     pub async fn update(&self, update: &MapUpdate) -> Result<()> {
         let mut e = Encoder::new();
-        e.u64(update.objects.start)
-            .u64(update.objects.end)
-            .u8(update.state as u8);
+        e.u64(update.objects.start).u64(update.objects.end).u8(update.state as u8);
         e.bool(update.current.is_some());
         if let Some(current) = update.current {
             e.u8(current as u8);
@@ -489,12 +416,7 @@ impl ObjectMapObject {
 
     /// Takes over what changed in the map of a snapshot that is being removed, the one before this.
     pub async fn snap_remove(&self, removed: &ObjectMap) -> Result<()> {
-        self.change(
-            "merge a removed snapshot's into",
-            "object_map_snap_remove",
-            removed.to_bytes(),
-        )
-        .await
+        self.change("merge a removed snapshot's into", "object_map_snap_remove", removed.to_bytes()).await
     }
 
     /// Writes the bytes of `from`'s map as this one, unseen.
@@ -506,9 +428,7 @@ impl ObjectMapObject {
     /// Removes the map; it is no error when there is none.
     pub async fn remove(&self) -> Result<()> {
         let removed = self.ioctx.remove(&self.object).await.optional();
-        removed
-            .map(drop)
-            .context(format!("cannot remove object map '{}'", self.object))
+        removed.map(drop).context(format!("cannot remove object map '{}'", self.object))
     }
 
     async fn change(&self, verb: &str, method: &str, input: Bytes) -> Result<()> {
@@ -517,8 +437,9 @@ impl ObjectMapObject {
             op = assert_locked(op, "", "");
         }
         let written = self.ioctx.write(op.exec("rbd", method, input)).await;
-        written
-            .map(drop)
-            .context(format!("cannot {verb} object map '{}'", self.object))
+        written.map(drop).context(format!("cannot {verb} object map '{}'", self.object))
     }
 }
+
+#[cfg(test)]
+mod tests;

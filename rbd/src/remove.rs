@@ -9,9 +9,7 @@
 //! Reference: `src/librbd/image/PreRemoveRequest.cc`, `RemoveRequest.cc`, `src/librbd/trash/RemoveRequest.cc`.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
-use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use rados::error::ResultExt;
 use rados::{Error, IoCtx, Result, SnapId};
@@ -25,9 +23,6 @@ use crate::object_map::{ObjectMap, ObjectMapObject};
 use crate::snapshots::{self, Removal};
 use crate::trash::{self, TrashState};
 use crate::types::{Features, ImageFlags, ImageId, ObjectNumber, ProtectionStatus, SnapshotNamespace};
-
-/// How long watchers of the header may take to answer whether they are there.
-const WATCHERS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How an image is to be removed.
 #[derive(Debug, Clone)]
@@ -64,35 +59,19 @@ pub async fn remove_image(
     progress: impl FnMut(u64, u64),
 ) -> Result<()> {
     let name = directory::name_of(ioctx, id).await?;
-    let what = || {
-        format!(
-            "cannot remove image '{}' ({id})",
-            name.as_deref().unwrap_or_default()
-        )
-    };
+    let what = || format!("cannot remove image '{}' ({id})", name.as_deref().unwrap_or_default());
     if let Some(header) = ImageHeader::read(ioctx, id).await.optional()? {
         let image = Image::of(ioctx, name.as_deref().unwrap_or_default(), &header);
         refuse_in_use(&image, &header, options).await.context(what())?;
         remove_snapshots(&image, header, options).await.context(what())?;
         let header = image.read_header().await?;
-        remove_data(&image, &header, options, progress)
-            .await
-            .context(what())?;
+        remove_data(&image, &header, options, progress).await.context(what())?;
         children::detach_child(&image, &header).await.context(what())?;
-        ioctx
-            .remove(&header_object(id))
-            .await
-            .optional()
-            .context(what())?;
+        ioctx.remove(&header_object(id)).await.optional().context(what())?;
     }
-    ObjectMapObject::new(ioctx, id, SnapId::HEAD)
-        .remove()
-        .await
-        .context(what())?;
+    ObjectMapObject::new(ioctx, id, SnapId::HEAD).remove().await.context(what())?;
     if let Some(name) = &name {
-        directory::remove_id_object(ioctx, name, id)
-            .await
-            .context(what())?;
+        directory::remove_id_object(ioctx, name, id).await.context(what())?;
         directory::remove(ioctx, name, id).await.context(what())?;
     }
     Ok(())
@@ -131,10 +110,7 @@ async fn refuse_in_use(image: &Image, header: &ImageHeader, options: &RemoveOpti
         return refuse(libc::EMLINK, format!("it is in group {}", group.id));
     }
     for snap in header.snapshots.values() {
-        let goes = matches!(
-            snap.namespace,
-            SnapshotNamespace::Mirror(_) | SnapshotNamespace::Trash { .. }
-        );
+        let goes = matches!(snap.namespace, SnapshotNamespace::Mirror(_) | SnapshotNamespace::Trash { .. });
         if !goes && !options.user_snapshots {
             return refuse(libc::ENOTEMPTY, format!("it has snapshot '{}'", snap.name));
         }
@@ -152,27 +128,16 @@ async fn refuse_in_use(image: &Image, header: &ImageHeader, options: &RemoveOpti
     if watchers.is_empty() {
         return Ok(());
     }
-    refuse(
-        libc::EBUSY,
-        format!(
-            "it is watched by {} clients: close it there first",
-            watchers.len()
-        ),
-    )
+    refuse(libc::EBUSY, format!("it is watched by {} clients: close it there first", watchers.len()))
 }
 
-/// Global ids of the clients that watch the header. They are found by notifying them: an empty notification tells
-/// librbd and krbd to read the header again, and is harmless.
+/// Global ids of the clients that watch the header and that count.
 async fn watchers(image: &Image, options: &RemoveOptions) -> Result<BTreeSet<u64>> {
     let ioctx = image.header_ioctx();
-    let reply = ioctx
-        .notify(&header_object(image.id()), Bytes::new(), WATCHERS_TIMEOUT)
-        .await?;
-    let answered = reply.answers.iter().map(|(client, _, _)| *client);
-    let silent = reply.silent.iter().map(|(client, _)| *client);
-    let mut watchers: BTreeSet<u64> = answered.chain(silent).collect();
-    watchers.remove(&ioctx.backend().instance_id());
-    Ok(watchers.difference(&options.ignored_watchers).copied().collect())
+    let watchers = ioctx.list_watchers(&header_object(image.id())).await?;
+    let this = ioctx.backend().instance_id();
+    let counts = |client: &u64| *client != this && !options.ignored_watchers.contains(client);
+    Ok(watchers.into_iter().map(|watcher| watcher.client).filter(counts).collect())
 }
 
 /// Removes all snapshots, oldest first.
@@ -180,10 +145,7 @@ async fn remove_snapshots(image: &Image, mut header: ImageHeader, options: &Remo
     let ids: Vec<SnapId> = header.snapshots.keys().copied().collect();
     for id in ids {
         let protected = |header: &ImageHeader| {
-            header
-                .snapshots
-                .get(&id)
-                .is_some_and(|snap| snap.protection != ProtectionStatus::Unprotected)
+            header.snapshots.get(&id).is_some_and(|snap| snap.protection != ProtectionStatus::Unprotected)
         };
         if options.user_snapshots && protected(&header) {
             snapshots::unprotect(image, &header, id).await?;
@@ -218,18 +180,13 @@ async fn remove_data(
     mut progress: impl FnMut(u64, u64),
 ) -> Result<()> {
     let map = believable_object_map(image, header).await?;
-    let may_exist = |object: &u64| {
-        map.as_ref()
-            .is_none_or(|map| map.get(ObjectNumber(*object)).may_exist())
-    };
+    let may_exist = |object: &u64| map.as_ref().is_none_or(|map| map.get(ObjectNumber(*object)).may_exist());
     let total = header.object_count();
     let mut removals = futures::stream::iter((0..total).filter(may_exist))
         .map(|object| async move {
             let name = image.data_object(ObjectNumber(object));
             let removed = image.data_ioctx().remove(&name).await.optional();
-            removed
-                .context(format!("cannot remove object '{name}'"))
-                .map(|_| object)
+            removed.context(format!("cannot remove object '{name}'")).map(|_| object)
         })
         .buffer_unordered(options.in_flight.max(1));
     let mut gone = 0;

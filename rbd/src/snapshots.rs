@@ -70,10 +70,7 @@ async fn add_record_with_id(image: &Image, new: &NewSnapshot, id: SnapId) -> Res
         Ok(()) => Ok(false),
         Err(error) if error.is(libc::EEXIST) || error.is(libc::ESTALE) => {
             let header = image.read_header().await?;
-            let there = header
-                .snapshots
-                .get(&id)
-                .is_some_and(|snap| snap.name == new.name);
+            let there = header.snapshots.get(&id).is_some_and(|snap| snap.name == new.name);
             if there { Ok(true) } else { Err(error) }
         }
         Err(error) => Err(error),
@@ -82,20 +79,15 @@ async fn add_record_with_id(image: &Image, new: &NewSnapshot, id: SnapId) -> Res
 
 async fn add_record(image: &Image, new: &NewSnapshot, id: SnapId) -> Result<()> {
     let add = HeaderUpdate::of(image.id()).snapshot_add(id, &new.name, &new.namespace);
-    add.apply(image.header_ioctx())
-        .await
-        .context(format!("cannot make snapshot '{}'", new.name))
+    add.apply(image.header_ioctx()).await.context(format!("cannot make snapshot '{}'", new.name))
 }
 
 async fn allocate_and_add_record(image: &Image, new: &NewSnapshot) -> Result<SnapId> {
     let mut attempt = 0;
     loop {
         attempt += 1;
-        let id = image
-            .data_ioctx()
-            .snap_create()
-            .await
-            .context(format!("cannot make snapshot '{}'", new.name))?;
+        let id =
+            image.data_ioctx().snap_create().await.context(format!("cannot make snapshot '{}'", new.name))?;
         let Err(error) = add_record(image, new, id).await else {
             return Ok(id);
         };
@@ -139,10 +131,7 @@ pub async fn invalidate_object_map(image: &Image, header: &ImageHeader, snap: Sn
     if header.features.has(Features::FAST_DIFF) {
         flags = flags.with(ImageFlags::FAST_DIFF_INVALID);
     }
-    HeaderUpdate::of(image.id())
-        .set_flags(flags, flags, snap)
-        .apply(image.header_ioctx())
-        .await
+    HeaderUpdate::of(image.id()).set_flags(flags, flags, snap).apply(image.header_ioctx()).await
 }
 
 /// Removes a snapshot. `header` must be fresh, in that all snapshots of the image are in it. Nothing is done when the
@@ -151,18 +140,9 @@ pub async fn remove(image: &Image, header: &ImageHeader, id: SnapId) -> Result<R
     let Some(snap) = header.snapshots.get(&id) else {
         return Ok(Removal::Gone);
     };
-    let what = || {
-        format!(
-            "cannot remove snapshot '{}' ({id}) of image {}",
-            snap.name,
-            image.id()
-        )
-    };
+    let what = || format!("cannot remove snapshot '{}' ({id}) of image {}", snap.name, image.id());
     if !matches!(snap.namespace, SnapshotNamespace::Trash { .. }) {
-        let trash = HeaderUpdate::of(image.id())
-            .snapshot_trash_add(id)
-            .apply(image.header_ioctx())
-            .await;
+        let trash = HeaderUpdate::of(image.id()).snapshot_trash_add(id).apply(image.header_ioctx()).await;
         match trash {
             Err(error) if error.is(libc::EEXIST) => {}
             // Somebody else removed it meanwhile.
@@ -180,18 +160,10 @@ pub async fn remove(image: &Image, header: &ImageHeader, id: SnapId) -> Result<R
         remove_object_map(image, header, snap).await.context(what())?;
     }
     if has_image_state(&snap.namespace) {
-        remove_image_state(image, id).await.context(what())?;
+        crate::image_state::remove_image_state(image.header_ioctx(), image.id(), id).await.context(what())?;
     }
-    image
-        .data_ioctx()
-        .snap_remove(id)
-        .await
-        .optional()
-        .context(what())?;
-    let removed = HeaderUpdate::of(image.id())
-        .snapshot_remove(id)
-        .apply(image.header_ioctx())
-        .await;
+    image.data_ioctx().snap_remove(id).await.optional().context(what())?;
+    let removed = HeaderUpdate::of(image.id()).snapshot_remove(id).apply(image.header_ioctx()).await;
     removed.optional().context(what())?;
     Ok(Removal::Gone)
 }
@@ -216,10 +188,7 @@ async fn has_living_children(image: &Image, id: SnapId) -> Result<bool> {
 }
 
 fn is_last_reference_to_parent(header: &ImageHeader, snap: &Snapshot) -> bool {
-    let others = header
-        .snapshots
-        .values()
-        .any(|other| other.id != snap.id && other.parent.is_some());
+    let others = header.snapshots.values().any(|other| other.id != snap.id && other.parent.is_some());
     snap.parent.is_some() && header.parent.is_none() && !others
 }
 
@@ -228,10 +197,9 @@ fn has_image_state(namespace: &SnapshotNamespace) -> bool {
     match namespace {
         SnapshotNamespace::Mirror(mirror) => !mirror.is_orphan(),
         // A removal that was cut off: what the snapshot was is all that is still known.
-        SnapshotNamespace::Trash {
-            original_namespace_type,
-            ..
-        } => *original_namespace_type == namespace_type::MIRROR,
+        SnapshotNamespace::Trash { original_namespace_type, .. } => {
+            *original_namespace_type == namespace_type::MIRROR
+        }
         _ => false,
     }
 }
@@ -279,19 +247,12 @@ pub async fn rename(image: &Image, header: &ImageHeader, id: SnapId, name: &str)
     if header.snapshots.get(&id).is_some_and(|snap| snap.name == name) {
         return Ok(());
     }
-    HeaderUpdate::of(image.id())
-        .snapshot_rename(id, name)
-        .apply(image.header_ioctx())
-        .await
+    HeaderUpdate::of(image.id()).snapshot_rename(id, name).apply(image.header_ioctx()).await
 }
 
 /// Protects a snapshot against removal. It is no error when it is protected.
 pub async fn protect(image: &Image, header: &ImageHeader, id: SnapId) -> Result<()> {
-    if header
-        .snapshots
-        .get(&id)
-        .is_some_and(|snap| snap.protection == ProtectionStatus::Protected)
-    {
+    if header.snapshots.get(&id).is_some_and(|snap| snap.protection == ProtectionStatus::Protected) {
         return Ok(());
     }
     set_protection(image, id, ProtectionStatus::Protected).await
@@ -300,11 +261,7 @@ pub async fn protect(image: &Image, header: &ImageHeader, id: SnapId) -> Result<
 /// Lifts the protection of a snapshot. It is no error when it is not protected. EBUSY when it has v1 clones in any
 /// pool: it then stays protected.
 pub async fn unprotect(image: &Image, header: &ImageHeader, id: SnapId) -> Result<()> {
-    if header
-        .snapshots
-        .get(&id)
-        .is_some_and(|snap| snap.protection == ProtectionStatus::Unprotected)
-    {
+    if header.snapshots.get(&id).is_some_and(|snap| snap.protection == ProtectionStatus::Unprotected) {
         return Ok(());
     }
     // Whoever clones it looks at the protection after listing the clone: one of both sees the other.
@@ -319,10 +276,7 @@ pub async fn unprotect(image: &Image, header: &ImageHeader, id: SnapId) -> Resul
 }
 
 async fn set_protection(image: &Image, id: SnapId, status: ProtectionStatus) -> Result<()> {
-    HeaderUpdate::of(image.id())
-        .set_protection(id, status)
-        .apply(image.header_ioctx())
-        .await
+    HeaderUpdate::of(image.id()).set_protection(id, status).apply(image.header_ioctx()).await
 }
 
 async fn refuse_v1_children(image: &Image, id: SnapId) -> Result<()> {
@@ -348,24 +302,4 @@ async fn refuse_v1_children(image: &Image, id: SnapId) -> Result<()> {
         clone.pool
     );
     Err(Error::new(libc::EBUSY, what))
-}
-
-/// Removes what mirroring stored of the image's state with a snapshot; it is no error when there is nothing.
-async fn remove_image_state(image: &Image, id: SnapId) -> Result<()> {
-    let name = |part: u64| format!("rbd_mirror_snapshot.{}.{}.{part}", image.id(), id.0);
-    let mut parts = 0;
-    while image
-        .header_ioctx()
-        .stat(&name(parts))
-        .await
-        .optional()?
-        .is_some()
-    {
-        parts += 1;
-    }
-    // The first part tells how many there are: it goes last.
-    for part in (0..parts).rev() {
-        image.header_ioctx().remove(&name(part)).await.optional()?;
-    }
-    Ok(())
 }

@@ -122,9 +122,7 @@ impl TrashSource {
 impl Encode for TrashImage {
     fn encode(&self, e: &mut Encoder) {
         e.versioned(2, 1, |e| {
-            e.u8(self.source.wire())
-                .string(&self.name)
-                .value(&self.deletion_time);
+            e.u8(self.source.wire()).string(&self.name).value(&self.deletion_time);
             e.value(&self.deferment_end_time).u8(self.state.wire());
         });
     }
@@ -138,11 +136,7 @@ impl Decode for TrashImage {
                 name: d.string()?,
                 deletion_time: Timestamp::decode(d)?,
                 deferment_end_time: Timestamp::decode(d)?,
-                state: if version >= 2 {
-                    TrashState::from_wire(d.u8()?)
-                } else {
-                    TrashState::Normal
-                },
+                state: if version >= 2 { TrashState::from_wire(d.u8()?) } else { TrashState::Normal },
             })
         })
     }
@@ -159,12 +153,8 @@ pub async fn list(ioctx: &IoCtx) -> Result<BTreeMap<ImageId, TrashImage>> {
     let mut images = BTreeMap::new();
     loop {
         let mut e = Encoder::new();
-        e.string(images.keys().next_back().map_or("", |id: &ImageId| &id.0))
-            .u64(PAGE_ENTRIES);
-        let output = ioctx
-            .exec(TRASH_OBJECT, "rbd", "trash_list", e.finish())
-            .await
-            .optional();
+        e.string(images.keys().next_back().map_or("", |id: &ImageId| &id.0)).u64(PAGE_ENTRIES);
+        let output = ioctx.exec(TRASH_OBJECT, "rbd", "trash_list", e.finish()).await.optional();
         let Some(output) = output.context("cannot list the trash")? else {
             return Ok(images);
         };
@@ -180,10 +170,7 @@ pub async fn list(ioctx: &IoCtx) -> Result<BTreeMap<ImageId, TrashImage>> {
 
 /// The trash entry of an image; `None` when it is not there.
 pub async fn get(ioctx: &IoCtx, id: &ImageId) -> Result<Option<TrashImage>> {
-    let output = ioctx
-        .exec(TRASH_OBJECT, "rbd", "trash_get", id_alone(id))
-        .await
-        .optional();
+    let output = ioctx.exec(TRASH_OBJECT, "rbd", "trash_get", id_alone(id)).await.optional();
     let Some(output) = output.context(format!("cannot look up image {id} in the trash"))? else {
         return Ok(None);
     };
@@ -194,10 +181,7 @@ pub async fn get(ioctx: &IoCtx, id: &ImageId) -> Result<Option<TrashImage>> {
 pub async fn add(ioctx: &IoCtx, id: &ImageId, image: &TrashImage) -> Result<()> {
     let mut e = Encoder::new();
     e.string(&id.0).value(image);
-    match ioctx
-        .exec_write(TRASH_OBJECT, "rbd", "trash_add", e.finish())
-        .await
-    {
+    match ioctx.exec_write(TRASH_OBJECT, "rbd", "trash_add", e.finish()).await {
         Err(error) if error.is(libc::EEXIST) => Ok(()),
         other => other.context(format!("cannot add image {id} to the trash")),
     }
@@ -205,13 +189,8 @@ pub async fn add(ioctx: &IoCtx, id: &ImageId, image: &TrashImage) -> Result<()> 
 
 /// Removes an entry (not the image). It is no error when there is none.
 pub async fn remove_entry(ioctx: &IoCtx, id: &ImageId) -> Result<()> {
-    let removed = ioctx
-        .exec_write(TRASH_OBJECT, "rbd", "trash_remove", id_alone(id))
-        .await
-        .optional();
-    removed
-        .map(drop)
-        .context(format!("cannot remove image {id} from the trash"))
+    let removed = ioctx.exec_write(TRASH_OBJECT, "rbd", "trash_remove", id_alone(id)).await.optional();
+    removed.map(drop).context(format!("cannot remove image {id} from the trash"))
 }
 
 /// Changes the state of an entry from `expected` to `state`; it is no error when it is in that state. ENOENT when there
@@ -219,12 +198,8 @@ pub async fn remove_entry(ioctx: &IoCtx, id: &ImageId) -> Result<()> {
 pub async fn set_state(ioctx: &IoCtx, id: &ImageId, state: TrashState, expected: TrashState) -> Result<()> {
     let mut e = Encoder::new();
     e.string(&id.0).u8(state.wire()).u8(expected.wire());
-    let set = ioctx
-        .exec_write(TRASH_OBJECT, "rbd", "trash_state_set", e.finish())
-        .await;
-    set.context(format!(
-        "cannot set the state of image {id} in the trash to {state:?}"
-    ))
+    let set = ioctx.exec_write(TRASH_OBJECT, "rbd", "trash_state_set", e.finish()).await;
+    set.context(format!("cannot set the state of image {id} in the trash to {state:?}"))
 }
 
 /// Moves an image to the trash and tells watchers. `deferment` is for how long it shall not be removed. Disabling

@@ -117,11 +117,7 @@ impl Features {
             "non-primary",
             "dirty-cache",
         ];
-        let name = |bit: usize| {
-            NAMES
-                .get(bit)
-                .map_or_else(|| format!("bit {bit}"), |name| name.to_string())
-        };
+        let name = |bit: usize| NAMES.get(bit).map_or_else(|| format!("bit {bit}"), |name| name.to_string());
         (0..64).filter(|bit| self.0 & (1 << bit) != 0).map(name).collect()
     }
 }
@@ -284,21 +280,13 @@ pub struct Timestamp {
 impl Timestamp {
     /// The present.
     pub fn now() -> Timestamp {
-        let since = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap_or_default();
-        Timestamp {
-            seconds: since.as_secs() as u32,
-            nanoseconds: since.subsec_nanos(),
-        }
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Timestamp { seconds: since.as_secs() as u32, nanoseconds: since.subsec_nanos() }
     }
 
     /// This point and `seconds` more.
     pub fn plus_seconds(self, seconds: u32) -> Timestamp {
-        Timestamp {
-            seconds: self.seconds.saturating_add(seconds),
-            ..self
-        }
+        Timestamp { seconds: self.seconds.saturating_add(seconds), ..self }
     }
 }
 
