@@ -184,7 +184,10 @@ async fn protect_snapshots(
     failed
 }
 
-async fn update_features(local: &mut OpenImage, remote: Features) -> Result<()> {
+async fn update_features(local: &mut OpenImage, stored: Features) -> Result<()> {
+    // What follows from other features is not stored in the image state.
+    let implied = if stored.has(Features::OBJECT_MAP) { Features::FAST_DIFF } else { Features(0) };
+    let remote = stored.with(implied);
     let (have, want) = (Features(local.header.features.0 & FOLLOWED.0), Features(remote.0 & FOLLOWED.0));
     let (disable, enable) = (have.without(want), want.without(have));
     if disable == Features(0) && enable.without(Features::DEEP_FLATTEN) == Features(0) {

@@ -151,13 +151,13 @@ pub fn chores(view: &View<'_>) -> Chores {
     if !linked {
         return Chores::default();
     }
-    // After a relocation the snapshots of this image's time as primary are of no use to anybody but their own peers.
+    // Snapshots of this image's time as primary are of no use to the site that it follows now.
     let prune = mirrors(view.local)
         .filter(|(snapshot, mirror)| {
             let peers = &mirror.mirror_peer_uuids;
             let of_no_use = (mirror.state.is_non_primary() && !mirror.complete)
                 || peers.is_empty()
-                || (mirror.state.is_demoted() && peers.len() == 1 && peers.contains(view.local_peer_uuid));
+                || (peers.len() == 1 && peers.contains(view.local_peer_uuid));
             snapshot.id != newest.id && of_no_use
         })
         .map(|(snapshot, _)| snapshot.id);

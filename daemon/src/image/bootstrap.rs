@@ -72,16 +72,17 @@ pub fn role(header: &ImageHeader, remote_mirror_uuid: &str) -> Role {
 /// Removes a local image that was being made when a daemon stopped; it holds nothing yet.
 pub async fn remove_half_made(ctx: &ImageContext, record: &Record) -> Result<()> {
     tracing::info!(image = %record.id, "removing a local image that was not made completely");
-    let options = RemoveOptions {
-        user_snapshots: true,
-        ..RemoveOptions::default()
-    };
+    let options = RemoveOptions { user_snapshots: true, ..RemoveOptions::default() };
     remove_image(&ctx.local, &record.id, &options, |_, _| {}).await?;
-    Mirroring::new(&ctx.local)
-        .image_remove(&record.id)
-        .await
-        .optional()
-        .map(drop)
+    forget(ctx, record).await
+}
+
+/// Takes a local image out of the mirroring directory, which demands that it be declared `disabling` first.
+pub async fn forget(ctx: &ImageContext, record: &Record) -> Result<()> {
+    let mirroring = Mirroring::new(&ctx.local);
+    let disabling = MirrorImage { state: MirrorImageState::Disabling, ..record.mirror.clone() };
+    mirroring.image_set(&record.id, &disabling).await?;
+    mirroring.image_remove(&record.id).await.optional().map(drop)
 }
 
 /// Makes the local image for the remote one, with the size that it has at the snapshot `at`.
@@ -97,10 +98,7 @@ pub async fn create_local(ctx: &ImageContext, remote: &OpenImage, at: SnapId) ->
         data_pool: local_data_pool(ctx, remote).await?,
     };
     if new.name.is_empty() {
-        let what = format!(
-            "cannot copy image {}: it has no name, it may be in the trash",
-            remote.image.id()
-        );
+        let what = format!("cannot copy image {}: it has no name, it may be in the trash", remote.image.id());
         return Err(Error::new(libc::ENOENT, what));
     }
     let parent = match &remote.header.parent_spec {
@@ -109,10 +107,8 @@ pub async fn create_local(ctx: &ImageContext, remote: &OpenImage, at: SnapId) ->
     };
     let what = || format!("cannot make the local image '{}'", new.name);
     if let Some(taken) = directory::directory_id_of(&ctx.local, &new.name).await? {
-        let why = format!(
-            "{}: an image of that name ({taken}) is there already; rename or remove it",
-            what()
-        );
+        let why =
+            format!("{}: an image of that name ({taken}) is there already; rename or remove it", what());
         return Err(Error::new(libc::EEXIST, why));
     }
     let mirroring = Mirroring::new(&ctx.local);
@@ -139,10 +135,7 @@ pub async fn enable_local(ctx: &ImageContext, id: &ImageId) -> Result<()> {
     };
     let mirroring = Mirroring::new(&ctx.local);
     mirroring.image_set(id, &mirror).await?;
-    if let Err(error) = mirroring
-        .notify_image(MirrorImageState::Enabled, id, &mirror.global_id)
-        .await
-    {
+    if let Err(error) = mirroring.notify_image(MirrorImageState::Enabled, id, &mirror.global_id).await {
         tracing::debug!(image = %id, "cannot tell others that the image is mirrored: {error}");
     }
     Ok(())
@@ -152,36 +145,22 @@ pub async fn enable_local(ctx: &ImageContext, id: &ImageId) -> Result<()> {
 fn local_features(remote: Features) -> Features {
     let internal = Features(Features::OPERATIONS.0 | Features::MIGRATING.0 | Features::DIRTY_CACHE.0);
     let by_layout = Features(Features::STRIPINGV2.0 | Features::DATA_POOL.0);
-    remote
-        .without(internal)
-        .without(by_layout)
-        .without(Features::JOURNALING)
-        .with(Features::NON_PRIMARY)
+    remote.without(internal).without(by_layout).without(Features::JOURNALING).with(Features::NON_PRIMARY)
 }
 
 /// The pool for the copy's data: `rbd_default_data_pool`, else one called like the primary's data pool, else none.
 async fn local_data_pool(ctx: &ImageContext, remote: &OpenImage) -> Result<Option<PoolId>> {
     let pools = ctx.local.backend().pools().await?;
     let by_name = |name: &str| pools.iter().find(|(_, n)| n == name).map(|(id, _)| *id);
-    if let Some(name) = ctx
-        .local
-        .backend()
-        .config("rbd_default_data_pool")
-        .filter(|name| !name.is_empty())
-    {
+    if let Some(name) = ctx.local.backend().config("rbd_default_data_pool").filter(|name| !name.is_empty()) {
         let what = format!("cannot find pool '{name}', which rbd_default_data_pool names");
-        return by_name(&name)
-            .map(Some)
-            .ok_or_else(|| Error::new(libc::ENOENT, what));
+        return by_name(&name).map(Some).ok_or_else(|| Error::new(libc::ENOENT, what));
     }
     let Some(remote_pool) = remote.header.data_pool else {
         return Ok(None);
     };
     let remote_pools = remote.image.header_ioctx().backend().pools().await?;
-    let name = remote_pools
-        .iter()
-        .find(|(id, _)| *id == remote_pool)
-        .map(|(_, name)| name.as_str());
+    let name = remote_pools.iter().find(|(id, _)| *id == remote_pool).map(|(_, name)| name.as_str());
     Ok(name.and_then(by_name))
 }
 
@@ -191,26 +170,16 @@ async fn local_parent(
     remote: &OpenImage,
     spec: &ParentSpec,
 ) -> Result<(ParentSpec, CloneFormat)> {
-    let missing = |why: String| {
-        Error::new(
-            libc::ENOENT,
-            format!("cannot copy a clone before its parent: {why}"),
-        )
-    };
+    let missing =
+        |why: String| Error::new(libc::ENOENT, format!("cannot copy a clone before its parent: {why}"));
     let pool_name = {
         let pools = ctx.remote.backend().pools().await?;
-        pools
-            .into_iter()
-            .find(|(id, _)| *id == spec.pool)
-            .map(|(_, name)| name)
+        pools.into_iter().find(|(id, _)| *id == spec.pool).map(|(_, name)| name)
     };
     let pool_name = pool_name.ok_or_else(|| missing(format!("the parent's pool {} is gone", spec.pool)))?;
     let local_pool = {
         let pools = ctx.local.backend().pools().await?;
-        pools
-            .into_iter()
-            .find(|(_, name)| *name == pool_name)
-            .map(|(id, _)| id)
+        pools.into_iter().find(|(_, name)| *name == pool_name).map(|(id, _)| id)
     };
     let local_pool = local_pool.ok_or_else(|| missing(format!("there is no local pool '{pool_name}'")))?;
     let remote_parents = ctx.remote.with_pool(spec.pool).with_namespace(&spec.namespace);
@@ -223,23 +192,11 @@ async fn local_parent(
     let parent = open(&local_parents, &local_id).await?;
     let parent = parent.ok_or_else(|| missing(format!("the copy of parent image {} is gone", spec.image)))?;
     let snap = local_parent_snapshot(&parent.header, &remote_parents, spec).await?;
-    let snap = snap.ok_or_else(|| {
-        missing(format!(
-            "snapshot {} of image {} has no copy yet",
-            spec.snap, spec.image
-        ))
-    })?;
+    let snap = snap
+        .ok_or_else(|| missing(format!("snapshot {} of image {} has no copy yet", spec.snap, spec.image)))?;
 
     let format = remote.header.clone_format();
-    Ok((
-        ParentSpec {
-            pool: local_pool,
-            namespace: spec.namespace.clone(),
-            image: local_id,
-            snap,
-        },
-        format,
-    ))
+    Ok((ParentSpec { pool: local_pool, namespace: spec.namespace.clone(), image: local_id, snap }, format))
 }
 
 /// The local counterpart of the parent's snapshot: told by the maps of complete mirror-snapshots, else (the parent is
@@ -249,12 +206,7 @@ async fn local_parent_snapshot(
     remote_parents: &IoCtx,
     spec: &ParentSpec,
 ) -> Result<Option<SnapId>> {
-    let mut links = local
-        .snapshots
-        .values()
-        .rev()
-        .filter_map(Snapshot::mirror)
-        .filter(|link| link.complete);
+    let mut links = local.snapshots.values().rev().filter_map(Snapshot::mirror).filter(|link| link.complete);
     let mapped = links.find_map(|link| link.snap_seqs.get(&spec.snap)).copied();
     if let Some(snap) = mapped.filter(|snap| local.snapshots.contains_key(snap)) {
         return Ok(Some(snap));

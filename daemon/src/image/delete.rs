@@ -12,7 +12,7 @@ use rbd::remove::{RemoveOptions, remove_from_trash};
 use rbd::trash::{self, TrashSource};
 use snapshot::begin::OpenImage;
 
-use super::bootstrap::{Record, Role};
+use super::bootstrap::{self, Record, Role};
 use super::{Attempt, ImageContext, LOOK_INTERVAL};
 use crate::report::{ReplayState, Report};
 
@@ -25,7 +25,7 @@ pub(super) async fn follow_removal(
 ) -> Result<Attempt> {
     let mirroring = Mirroring::new(&ctx.local);
     let Some(image) = opened else {
-        mirroring.image_remove(&record.id).await.optional()?;
+        bootstrap::forget(ctx, record).await?;
         return Ok(Attempt::Over);
     };
     let name = image.image.name();
@@ -35,35 +35,20 @@ pub(super) async fn follow_removal(
         return Ok(Attempt::Again(LOOK_INTERVAL));
     }
     tracing::info!(image = %ctx.global_image_id, "the remote image is gone: removing its copy '{name}'");
-    ctx.publish(
-        Report::new(ReplayState::StoppingReplay, "remote image no longer exists"),
-        name,
-    );
+    ctx.publish(Report::new(ReplayState::StoppingReplay, "remote image no longer exists"), name);
 
     let mut mirror = record.mirror.clone();
     mirror.state = MirrorImageState::Disabling;
     mirroring.image_set(&record.id, &mirror).await?;
     // Without a name it is in the trash already.
     if !name.is_empty() {
-        trash::move_image(
-            &ctx.local,
-            &record.id,
-            name,
-            TrashSource::Mirroring,
-            ctx.delete_delay,
-        )
-        .await?;
+        trash::move_image(&ctx.local, &record.id, name, TrashSource::Mirroring, ctx.delete_delay).await?;
     }
     mirroring.image_remove(&record.id).await.optional()?;
-    let told = mirroring
-        .notify_image(MirrorImageState::Disabled, &record.id, &mirror.global_id)
-        .await;
+    let told = mirroring.notify_image(MirrorImageState::Disabled, &record.id, &mirror.global_id).await;
     told.unwrap_or_else(|error| tracing::debug!(image = %ctx.global_image_id, "{error}"));
     if ctx.delete_delay == Duration::ZERO {
-        let options = RemoveOptions {
-            user_snapshots: true,
-            ..RemoveOptions::default()
-        };
+        let options = RemoveOptions { user_snapshots: true, ..RemoveOptions::default() };
         remove_from_trash(&ctx.local, &record.id, &options, |_, _| {}).await?;
     }
     Ok(Attempt::Over)

@@ -2,7 +2,6 @@
 
 mod bootstrap;
 mod delete;
-mod lock;
 mod primary;
 mod round;
 mod session;
@@ -12,9 +11,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rados::error::ResultExt;
-use rados::{ErrorClass, IoCtx, PoolId, Result};
-use rbd::mirroring::{MirrorImageMode, MirrorImageState, Mirroring};
+use rados::{ErrorClass, IoCtx, PoolId, Result, SnapId};
+use rbd::Snapshot;
+use rbd::mirroring::{MirrorImageMode, MirrorImageState};
 use snapshot::begin::OpenImage;
 use snapshot::budget::Budget;
 use snapshot::ids::SnapIds;
@@ -67,22 +66,13 @@ const SNAP_ID_RESERVE: usize = 4;
 impl Shared {
     /// With room for `copy_bytes_max` bytes on their way.
     pub fn new(copy_bytes_max: u64) -> Self {
-        Shared {
-            snap_ids: Mutex::default(),
-            budget: Budget::new(copy_bytes_max),
-        }
+        Shared { snap_ids: Mutex::default(), budget: Budget::new(copy_bytes_max) }
     }
 
     /// The reserve of snapshot ids of the data pool behind `data`.
     pub fn snap_ids(&self, data: &IoCtx) -> SnapIds {
-        let mut pools = self
-            .snap_ids
-            .lock()
-            .expect("no code panics while it holds this lock");
-        pools
-            .entry(data.pool_id())
-            .or_insert_with(|| SnapIds::new(data.clone(), SNAP_ID_RESERVE))
-            .clone()
+        let mut pools = self.snap_ids.lock().expect("no code panics while it holds this lock");
+        pools.entry(data.pool_id()).or_insert_with(|| SnapIds::new(data.clone(), SNAP_ID_RESERVE)).clone()
     }
 }
 
@@ -153,6 +143,10 @@ enum Attempt {
 /// How often an image is looked for that is not ready to be followed.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
+/// How often the first mirror-snapshot is looked for, and how many times.
+const FIRST_SNAPSHOT_INTERVAL: Duration = Duration::from_millis(100);
+const FIRST_SNAPSHOT_LOOKS: usize = 100;
+
 async fn attempt(ctx: &ImageContext) -> Result<Attempt> {
     let local = bootstrap::find(&ctx.local, &ctx.global_image_id).await?;
     if let Some(record) = &local
@@ -165,18 +159,14 @@ async fn attempt(ctx: &ImageContext) -> Result<Attempt> {
         Some(record) => bootstrap::open(&ctx.local, &record.id).await?,
         None => None,
     };
-    let role = opened
-        .as_ref()
-        .map(|image| bootstrap::role(&image.header, &ctx.remote_mirror_uuid));
+    let role = opened.as_ref().map(|image| bootstrap::role(&image.header, &ctx.remote_mirror_uuid));
     if let (Some(image), Some(Role::Primary)) = (&opened, role) {
         return primary::watch(ctx, image).await;
     }
     let remote = bootstrap::find(&ctx.remote, &ctx.global_image_id).await?;
     let remote = remote.filter(|record| record.mirror.state != MirrorImageState::Disabling);
-    let wrong_mode = [&local, &remote]
-        .into_iter()
-        .flatten()
-        .any(|r| r.mirror.mode != MirrorImageMode::Snapshot);
+    let wrong_mode =
+        [&local, &remote].into_iter().flatten().any(|r| r.mirror.mode != MirrorImageMode::Snapshot);
     if wrong_mode {
         let what = "this image is mirrored in journal mode, which this version does not support";
         ctx.publish(Report::new(ReplayState::Error, what), "");
@@ -187,54 +177,65 @@ async fn attempt(ctx: &ImageContext) -> Result<Attempt> {
         (Some(record), opened, None) => delete::follow_removal(ctx, &record, opened, role).await,
         (local, opened, Some(remote)) => {
             let Some(remote) = bootstrap::open(&ctx.remote, &remote.id).await? else {
-                ctx.publish(
-                    Report::new(ReplayState::Unknown, "remote image is being removed"),
-                    "",
-                );
+                ctx.publish(Report::new(ReplayState::Unknown, "remote image is being removed"), "");
                 return Ok(Attempt::Again(LOOK_INTERVAL));
             };
-            let Some(opened) = opened else {
-                return create(ctx, local, &remote).await;
-            };
-            match Session::open(ctx, opened, remote).await? {
-                None => Ok(Attempt::Again(Duration::from_secs(1))),
-                Some(session) => match Box::pin(session.run()).await? {
-                    End::Cancelled => Ok(Attempt::Over),
-                    End::Again(pause) => Ok(Attempt::Again(pause)),
+            let opened = match opened {
+                Some(opened) => opened,
+                None => match create(ctx, local, &remote).await? {
+                    Some(opened) => opened,
+                    None => return Ok(Attempt::Again(LOOK_INTERVAL)),
                 },
-            }
+            };
+            let Some(session) = Session::open(ctx, opened, remote).await? else {
+                return Ok(Attempt::Again(Duration::from_secs(1)));
+            };
+            Ok(match Box::pin(session.run()).await? {
+                End::Cancelled => Attempt::Over,
+                End::Again(pause) => Attempt::Again(pause),
+            })
         }
     }
 }
 
-/// Makes the local image, when there is something to copy.
-async fn create(ctx: &ImageContext, record: Option<Record>, remote: &OpenImage) -> Result<Attempt> {
+/// Makes and opens the local image; `None` while there is nothing to copy.
+async fn create(ctx: &ImageContext, record: Option<Record>, remote: &OpenImage) -> Result<Option<OpenImage>> {
     if let Some(record) = record {
         // Its entry says that it is mirrored, but it is gone.
-        Mirroring::new(&ctx.local)
-            .image_remove(&record.id)
-            .await
-            .optional()?;
+        bootstrap::forget(ctx, &record).await?;
     }
-    let complete = |s: &&rbd::Snapshot| {
-        s.mirror().is_some_and(|m| {
-            m.complete && m.state.is_primary() && m.mirror_peer_uuids.contains(&*ctx.remote_peer_uuid)
-        })
-    };
-    let Some(newest) = remote.header.snapshots.values().rev().find(complete) else {
-        let primary = bootstrap::role(&remote.header, "") == Role::Primary;
-        let what = if primary {
-            "waiting for the first mirror-snapshot"
-        } else {
-            "remote image is not primary"
+    let Some(newest) = await_first_snapshot(ctx, remote).await? else { return Ok(None) };
+    ctx.publish(Report::new(ReplayState::StartingReplay, "creating the local image"), remote.image.name());
+    let id = bootstrap::create_local(ctx, remote, newest).await?;
+    bootstrap::open(&ctx.local, &id).await
+}
+
+/// The newest complete mirror-snapshot for this site. The primary makes the first one when it enables mirroring, right
+/// after its entry in the directory, so that one is waited for.
+async fn await_first_snapshot(ctx: &ImageContext, remote: &OpenImage) -> Result<Option<SnapId>> {
+    let mut header = remote.header.clone();
+    for _ in 0..FIRST_SNAPSHOT_LOOKS {
+        let waits_for_us = |s: &&Snapshot| {
+            let mirror = s.mirror().filter(|m| m.complete && m.state.is_primary());
+            mirror.is_some_and(|m| m.mirror_peer_uuids.contains(&*ctx.remote_peer_uuid))
         };
-        ctx.publish(Report::new(ReplayState::Unknown, what), remote.image.name());
-        return Ok(Attempt::Again(Duration::from_secs(1)));
-    };
-    ctx.publish(
-        Report::new(ReplayState::StartingReplay, "creating the local image"),
-        remote.image.name(),
-    );
-    bootstrap::create_local(ctx, remote, newest.id).await?;
-    Ok(Attempt::Again(Duration::ZERO))
+        if let Some(newest) = header.snapshots.values().rev().find(waits_for_us) {
+            return Ok(Some(newest.id));
+        }
+        let made = header.snapshots.values().any(|s| s.mirror().is_some());
+        if made && bootstrap::role(&header, "") != Role::Primary {
+            break;
+        }
+        ctx.publish(
+            Report::new(ReplayState::Unknown, "waiting for the first mirror-snapshot"),
+            remote.image.name(),
+        );
+        tokio::select! {
+            () = ctx.cancel.cancelled() => return Ok(None),
+            () = tokio::time::sleep(FIRST_SNAPSHOT_INTERVAL) => {}
+        }
+        header = remote.image.read_header().await?;
+    }
+    ctx.publish(Report::new(ReplayState::Unknown, "remote image is not primary"), remote.image.name());
+    Ok(None)
 }

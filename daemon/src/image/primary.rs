@@ -18,10 +18,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(300);
 /// Waits until the image is no longer primary.
 pub(super) async fn watch(ctx: &ImageContext, image: &OpenImage) -> Result<Attempt> {
     let mut watch = HeaderWatch::new(&ctx.local, image.image.id(), WATCH_TIMEOUT).await?;
-    ctx.publish(
-        Report::new(ReplayState::Stopped, "local image is primary"),
-        image.image.name(),
-    );
+    ctx.publish(Report::new(ReplayState::Stopped, "local image is primary"), image.image.name());
     let attempt = loop {
         let header = image.image.read_header().await?;
         if bootstrap::role(&header, &ctx.remote_mirror_uuid) != Role::Primary {

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use rados::{Error, ErrorClass, Result, SnapId};
+use rbd::exclusive_lock::LockState;
 use rbd::header_update::HeaderUpdate;
 use rbd::image_state::resync_key;
-use rbd::watch_notify::HeaderEvent;
 use rbd::{Features, ImageFlags, Snapshot, snapshots};
 use snapshot::begin::{self, Begun};
 use snapshot::commit;
@@ -29,6 +29,9 @@ use super::status::RoundProgress;
 /// How often progress is published while data is copied.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
+/// How long whoever stopped a copy has before it is taken up again.
+const YIELD_PAUSE: Duration = Duration::from_secs(1);
+
 /// What stopped a copy before its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Interruption {
@@ -42,21 +45,14 @@ impl Session<'_> {
     /// Copies a mirror-snapshot. Answers with how to end the session, if so.
     pub(super) async fn round(&mut self, sync: &Sync) -> Result<Option<End>> {
         let ctx = self.ctx;
-        self.lock.acquire(&self.local, &self.local_watch).await?;
-        let peers = if sync.demoted {
-            self.local_peer_uuids().await?
-        } else {
-            Default::default()
-        };
+        if self.local.header.features.has(Features::EXCLUSIVE_LOCK) {
+            self.lock.acquire().await?;
+        }
+        let peers = if sync.demoted { self.local_peer_uuids().await? } else { Default::default() };
         let ids = ctx.shared.snap_ids(self.local.image.data_ioctx());
         let who = self.identity(peers);
         let first = sync.mode == CopyMode::First && sync.resume.is_none();
-        let timestamp = self
-            .remote
-            .header
-            .snapshots
-            .get(&sync.remote_end)
-            .map_or(0, |s| s.timestamp.seconds);
+        let timestamp = self.remote.header.snapshots.get(&sync.remote_end).map_or(0, |s| s.timestamp.seconds);
         self.progress.round = Some(RoundProgress {
             timestamp,
             objects_done: 0,
@@ -77,17 +73,12 @@ impl Session<'_> {
         if let Some(interruption) = self.copy(sync, &begun).await? {
             return Ok(Some(match interruption {
                 Interruption::Cancelled => End::Cancelled,
-                Interruption::Changed => End::Again(Duration::ZERO),
+                Interruption::Changed => End::Again(YIELD_PAUSE),
             }));
         }
         let objects = self.local.image.layout().object_count(self.local.header.size);
         let resync_key = resync_key(&ctx.local_mirror_uuid);
-        let resync = self
-            .local
-            .header
-            .metadata
-            .contains_key(&resync_key)
-            .then_some(&*resync_key);
+        let resync = self.local.header.metadata.contains_key(&resync_key).then_some(&*resync_key);
         commit::commit(&mut self.local, &self.remote, &begun, objects, resync).await?;
         self.progress.complete(Instant::now());
         self.say_replaying();
@@ -122,11 +113,7 @@ impl Session<'_> {
                 local: side(&self.local),
                 steps: Arc::new(begun.steps.clone()),
                 object_size: self.local.image.layout().object_size(),
-                method: if sync.mode == CopyMode::Repair {
-                    Method::Repair
-                } else {
-                    Method::Replay
-                },
+                method: if sync.mode == CopyMode::Repair { Method::Repair } else { Method::Replay },
                 resumed: sync.resume.is_some() || !sync.discard.is_empty(),
                 has_parent: self.local.header.parent_spec.is_some(),
                 budget: self.ctx.shared.budget.clone(),
@@ -149,8 +136,9 @@ impl Session<'_> {
                 outcome = &mut copy => break outcome,
                 () = ctx.cancel.cancelled(), if interruption.is_none() => Some(Interruption::Cancelled),
                 () = ctx.changed.notified() => Some(Interruption::Changed),
-                event = self.local_watch.next(), if interruption.is_none() => {
-                    self.heard(event, begun.local_end).await.then_some(Interruption::Changed)
+                changed = self.lock_report.changed(), if interruption.is_none() => {
+                    let must_stop = changed.is_err() || self.must_stop(begun.local_end).await;
+                    must_stop.then_some(Interruption::Changed)
                 }
                 _ = ticks.tick() => {
                     let now = *published.borrow_and_update();
@@ -179,20 +167,20 @@ impl Session<'_> {
         }
     }
 
-    /// Judges an event on the local header; true when the copy must stop.
-    async fn heard(&mut self, event: Option<HeaderEvent>, local_end: SnapId) -> bool {
-        match event {
-            None | Some(HeaderEvent::Lost(_)) => true,
-            Some(HeaderEvent::Updated | HeaderEvent::Restored(_)) => {
-                match self.local.image.read_header().await {
-                    Ok(header) => {
-                        let newest = header.snapshots.values().rev().find(|s| s.mirror().is_some());
-                        newest.map(|s| s.id) != Some(local_end)
-                    }
-                    Err(_) => true,
-                }
+    /// Judges a change of the local header or of its lock; true when the copy must stop: somebody wants the lock, it
+    /// was taken away, or the snapshot being filled is no longer the newest one.
+    async fn must_stop(&mut self, local_end: SnapId) -> bool {
+        let report = self.lock_report.borrow_and_update().clone();
+        let locked = report.is_held() || !self.local.header.features.has(Features::EXCLUSIVE_LOCK);
+        if !locked || report.requested.is_some() || matches!(report.state, LockState::Fenced(_)) {
+            return true;
+        }
+        match self.local.image.read_header().await {
+            Ok(header) => {
+                let newest = header.snapshots.values().rev().find(|s| s.mirror().is_some());
+                newest.map(|s| s.id) != Some(local_end)
             }
-            Some(event) => self.lock.must_yield(event),
+            Err(_) => true,
         }
     }
 
@@ -211,19 +199,11 @@ impl Session<'_> {
             trust: true,
         };
         let flattened = self.local.header.parent.is_some() && header.parent_at(sync.remote_end).is_none();
-        let scope = if flattened {
-            Scope::Existing
-        } else {
-            Scope::Changed
-        };
+        let scope = if flattened { Scope::Existing } else { Scope::Changed };
         Ok(match sync.mode {
             CopyMode::Clean if !flattened => Visits::default(),
             CopyMode::Repair => {
-                let sizes = header
-                    .snapshots
-                    .values()
-                    .map(|s| s.image_size)
-                    .chain([self.local.header.size]);
+                let sizes = header.snapshots.values().map(|s| s.image_size).chain([self.local.header.size]);
                 let own = self.local.header.snapshots.values().map(|s| s.image_size);
                 Visits::all(header.layout.object_count(sizes.chain(own).max().unwrap_or(0)))
             }
@@ -237,18 +217,9 @@ impl Session<'_> {
             return Ok(None);
         }
         let image = &self.local.image;
-        let snapshots = begun
-            .steps
-            .steps()
-            .iter()
-            .map(|step| image.object_map(step.local))
-            .collect();
-        let maps = MapSync::load(
-            image.object_map(SnapId::HEAD),
-            snapshots,
-            features.has(Features::FAST_DIFF),
-        )
-        .await;
+        let snapshots = begun.steps.steps().iter().map(|step| image.object_map(step.local)).collect();
+        let maps =
+            MapSync::load(image.object_map(SnapId::HEAD), snapshots, features.has(Features::FAST_DIFF)).await;
         match maps {
             Ok(maps) if !flags.has(ImageFlags::OBJECT_MAP_INVALID) => Ok(Some(maps)),
             Ok(_) => Ok(None),
@@ -294,8 +265,5 @@ impl Session<'_> {
 }
 
 fn side(image: &begin::OpenImage) -> Side {
-    Side {
-        data: image.image.data_ioctx().clone(),
-        object_prefix: image.image.object_prefix().to_string(),
-    }
+    Side { data: image.image.data_ioctx().clone(), object_prefix: image.image.object_prefix().to_string() }
 }

@@ -13,19 +13,20 @@ use std::time::{Duration, Instant};
 
 use rados::error::ResultExt;
 use rados::{ErrorClass, Result, SnapId};
+use rbd::exclusive_lock::{ExclusiveLock, LockOptions, LockReport, LockState};
 use rbd::header_update::HeaderUpdate;
 use rbd::image::Image;
 use rbd::image_state::{read_image_state, resync_key};
 use rbd::mirroring::Mirroring;
 use rbd::snapshots;
 use rbd::watch_notify::{HeaderEvent, HeaderWatch, notify_header_update};
-use rbd::{Snapshot, SnapshotNamespace};
+use rbd::{Features, Snapshot, SnapshotNamespace};
 use snapshot::begin::{Identity, OpenImage, read_marker};
 use snapshot::plan::{Chores, Plan, Stop, View, chores, plan};
+use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 
 use super::ImageContext;
-use super::lock::ImageLock;
 use super::status::Progress;
 use crate::report::{ReplayState, Report};
 
@@ -52,9 +53,12 @@ pub struct Session<'a> {
     pub(super) ctx: &'a ImageContext,
     pub(super) local: OpenImage,
     pub(super) remote: OpenImage,
-    pub(super) local_watch: HeaderWatch,
+    /// Watches the local header, too.
+    pub(super) lock: ExclusiveLock,
+    pub(super) lock_report: watch::Receiver<LockReport>,
+    /// Changes of the local header that have been looked at.
+    updates_seen: u64,
     remote_watch: HeaderWatch,
-    pub(super) lock: ImageLock,
     pub(super) progress: Progress,
     pruning: Option<JoinHandle<Result<()>>>,
 }
@@ -67,13 +71,15 @@ impl<'a> Session<'a> {
         remote: OpenImage,
     ) -> Result<Option<Self>> {
         if is_orphan(&local) {
-            ctx.publish(
-                Report::new(ReplayState::Stopped, "orphan (force promoting)"),
-                local.image.name(),
-            );
+            ctx.publish(Report::new(ReplayState::Stopped, "orphan (force promoting)"), local.image.name());
             return Ok(None);
         }
-        let local_watch = HeaderWatch::new(&ctx.local, local.image.id(), WATCH_TIMEOUT).await?;
+        let options = LockOptions {
+            object_map: local.header.features.has(Features::OBJECT_MAP),
+            watch_timeout: WATCH_TIMEOUT,
+            ..LockOptions::default()
+        };
+        let lock = ExclusiveLock::open(&ctx.local, local.image.id(), options).await?;
         let remote_watch = HeaderWatch::new(&ctx.remote, remote.image.id(), WATCH_TIMEOUT).await?;
         // What changed before the watches were there was not announced to them.
         local.refresh().await?;
@@ -81,9 +87,10 @@ impl<'a> Session<'a> {
             ctx,
             local,
             remote,
-            local_watch,
+            lock_report: lock.report(),
+            lock,
+            updates_seen: 0,
             remote_watch,
-            lock: ImageLock::default(),
             progress: Progress::default(),
             pruning: None,
         };
@@ -98,17 +105,11 @@ impl<'a> Session<'a> {
         let (ctx, local_id) = (self.ctx, self.local.image.id().clone());
         if self.pruning.is_some() {
             let outcome = ended(&mut self.pruning).await;
-            self.pruned(outcome)
-                .await
-                .unwrap_or_else(|error| tracing::debug!(image = %local_id, "{error}"));
+            self.pruned(outcome).await.unwrap_or_else(|error| tracing::debug!(image = %local_id, "{error}"));
         }
-        self.lock.release(&self.local.image).await;
-        for closed in [
-            self.local_watch.unregister().await,
-            self.remote_watch.unregister().await,
-        ] {
+        for closed in [self.lock.close().await, self.remote_watch.unregister().await] {
             if let Err(error) = closed {
-                tracing::debug!(image = %local_id, "cannot close a watch: {error}");
+                tracing::debug!(image = %local_id, "cannot close an image in order: {error}");
             }
         }
         if promoted {
@@ -147,10 +148,11 @@ impl<'a> Session<'a> {
                     self.say(ReplayState::Stopped, "orphan (force promoting)");
                     return Ok(End::Again(PROMOTION_CHECK_INTERVAL));
                 }
+                Plan::Stop(Stop::LocalPrimary) => return Ok(End::Again(Duration::ZERO)),
                 Plan::Stop(ref stop) => {
                     let (state, description) = describe(stop);
                     self.say(state, &description);
-                    self.lock.release(&self.local.image).await;
+                    self.lock.release().await?;
                 }
                 Plan::Idle | Plan::AwaitRemote => {
                     self.say_replaying();
@@ -182,9 +184,7 @@ impl<'a> Session<'a> {
 
     /// Applies the image state stored with the complete mirror-snapshot `link`.
     pub(super) async fn apply_image_state(&mut self, link: SnapId) -> Result<()> {
-        let state = read_image_state(&self.ctx.local, self.local.image.id(), link)
-            .await
-            .optional()?;
+        let state = read_image_state(&self.ctx.local, self.local.image.id(), link).await.optional()?;
         let Some(state) = state else { return Ok(()) };
         for left in snapshot::apply::apply(&mut self.local, link, &state).await? {
             tracing::warn!(image = %self.ctx.global_image_id, "part of the image state cannot be applied: {left}");
@@ -203,11 +203,7 @@ impl<'a> Session<'a> {
     /// Peers of the local pool that may copy from it.
     pub(super) async fn local_peer_uuids(&self) -> Result<BTreeSet<String>> {
         let peers = Mirroring::new(&self.ctx.local.with_namespace("")).peers().await?;
-        Ok(peers
-            .into_iter()
-            .filter(|peer| peer.direction.transmits())
-            .map(|peer| peer.uuid)
-            .collect())
+        Ok(peers.into_iter().filter(|peer| peer.direction.transmits()).map(|peer| peer.uuid).collect())
     }
 
     /// Frees what no round needs any longer. Removing a snapshot takes a monitor round, so it goes on in the
@@ -249,12 +245,10 @@ impl<'a> Session<'a> {
             biased;
             () = ctx.cancel.cancelled() => Ok(Some(End::Cancelled)),
             () = ctx.changed.notified() => Ok(Some(End::Again(Duration::ZERO))),
-            event = self.local_watch.next() => {
-                let Some(event) = event else { return Ok(Some(End::Again(Duration::ZERO))) };
-                self.lock.answer(&self.local.image, event).await;
-                self.local.refresh().await?;
-                Ok(None)
-            }
+            changed = self.lock_report.changed() => match changed {
+                Ok(()) => self.local_changed().await,
+                Err(_) => Ok(Some(End::Again(Duration::ZERO))),
+            },
             event = self.remote_watch.next() => match event {
                 None => Ok(Some(End::Again(Duration::ZERO))),
                 Some(HeaderEvent::Updated | HeaderEvent::Restored(_)) => {
@@ -279,9 +273,27 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Something happened to the local header, or to its lock.
+    async fn local_changed(&mut self) -> Result<Option<End>> {
+        let report = self.lock_report.borrow_and_update().clone();
+        match report.state {
+            LockState::Fenced(error) if error.class() == ErrorClass::Fenced => return Err(error),
+            LockState::Fenced(_) => return Ok(Some(End::Again(Duration::ZERO))),
+            _ => {}
+        }
+        if report.requested.is_some() {
+            // Nothing is being written: whoever wants the lock may have it.
+            self.lock.release().await?;
+        }
+        if self.updates_seen != report.header_updates {
+            self.updates_seen = report.header_updates;
+            self.local.refresh().await?;
+        }
+        Ok(None)
+    }
+
     pub(super) fn say(&self, state: ReplayState, description: &str) {
-        self.ctx
-            .publish(Report::new(state, description), self.local.image.name());
+        self.ctx.publish(Report::new(state, description), self.local.image.name());
     }
 
     pub(super) fn say_replaying(&mut self) {
@@ -294,14 +306,7 @@ impl<'a> Session<'a> {
         let complete = |s: &&Snapshot| s.mirror().is_some_and(|m| m.complete);
         let remote = &self.remote.header.snapshots;
         self.progress.remote_timestamp = remote.values().rev().find(complete).map(|s| s.timestamp.seconds);
-        let held = self
-            .local
-            .header
-            .snapshots
-            .values()
-            .rev()
-            .find(complete)
-            .and_then(Snapshot::mirror);
+        let held = self.local.header.snapshots.values().rev().find(complete).and_then(Snapshot::mirror);
         let held = held.and_then(|m| remote.get(&m.primary_snap_id));
         if let Some(held) = held {
             self.progress.local_timestamp = Some(held.timestamp.seconds);
@@ -328,15 +333,10 @@ async fn ended<T>(task: &mut Option<JoinHandle<T>>) -> std::result::Result<T, Jo
 
 /// True while somebody promotes the image by force.
 fn is_orphan(image: &OpenImage) -> bool {
-    let newest = image
-        .header
-        .snapshots
-        .values()
-        .rev()
-        .find_map(|s| match &s.namespace {
-            SnapshotNamespace::Mirror(mirror) => Some(mirror),
-            _ => None,
-        });
+    let newest = image.header.snapshots.values().rev().find_map(|s| match &s.namespace {
+        SnapshotNamespace::Mirror(mirror) => Some(mirror),
+        _ => None,
+    });
     newest.is_some_and(|mirror| mirror.is_orphan())
 }
 

@@ -58,20 +58,13 @@ pub struct RoundProgress {
 
 impl RoundProgress {
     fn percent(&self) -> u64 {
-        (100 * self.objects_done)
-            .checked_div(self.objects_total)
-            .unwrap_or(0)
-            .min(100)
+        (100 * self.objects_done).checked_div(self.objects_total).unwrap_or(0).min(100)
     }
 
     /// Bytes left, as the objects left times the mean of those done.
     fn bytes_left(&self) -> f64 {
         let left = self.objects_total.saturating_sub(self.objects_done) as f64;
-        if self.objects_done == 0 {
-            0.0
-        } else {
-            left * self.bytes_done as f64 / self.objects_done as f64
-        }
+        if self.objects_done == 0 { 0.0 } else { left * self.bytes_done as f64 / self.objects_done as f64 }
     }
 }
 
@@ -80,12 +73,7 @@ impl Progress {
     pub fn advance(&mut self, objects_done: u64, objects_total: u64, bytes_done: u64, now: Instant) {
         if let Some(round) = &mut self.round {
             self.rate.add(bytes_done.saturating_sub(round.bytes_done), now);
-            *round = RoundProgress {
-                objects_done,
-                objects_total,
-                bytes_done,
-                ..*round
-            };
+            *round = RoundProgress { objects_done, objects_total, bytes_done, ..*round };
         }
     }
 
@@ -105,10 +93,7 @@ impl Progress {
     pub fn describe(&mut self, now: Instant) -> String {
         let mut fields = Map::new();
         let mut set = |key: &str, value: Value| fields.insert(key.into(), value);
-        set(
-            "replay_state",
-            if self.round.is_some() { "syncing" } else { "idle" }.into(),
-        );
+        set("replay_state", if self.round.is_some() { "syncing" } else { "idle" }.into());
         if let Some(timestamp) = self.remote_timestamp {
             set("remote_snapshot_timestamp", timestamp.into());
         }
@@ -120,10 +105,7 @@ impl Progress {
             set("syncing_snapshot_timestamp", round.timestamp.into());
             set("syncing_percent", round.percent().into());
             if rate > 0.0 {
-                set(
-                    "seconds_until_synced",
-                    ((round.bytes_left() / rate) as u64).into(),
-                );
+                set("seconds_until_synced", ((round.bytes_left() / rate) as u64).into());
             }
         }
         let mean = match self.rounds.len() {
@@ -132,10 +114,7 @@ impl Progress {
         };
         set("bytes_per_second", json!(two_places(rate)));
         set("bytes_per_snapshot", json!(two_places(mean)));
-        set(
-            "last_snapshot_bytes",
-            self.rounds.back().copied().unwrap_or(0).into(),
-        );
+        set("last_snapshot_bytes", self.rounds.back().copied().unwrap_or(0).into());
         set("last_snapshot_sync_seconds", self.last_round.as_secs().into());
         format!("replaying, {}", Value::Object(fields))
     }
@@ -160,11 +139,7 @@ impl Rate {
     }
 
     fn forget(&mut self, now: Instant) {
-        while self
-            .samples
-            .front()
-            .is_some_and(|(at, _)| now - *at > RATE_WINDOW)
-        {
+        while self.samples.front().is_some_and(|(at, _)| now - *at > RATE_WINDOW) {
             self.samples.pop_front();
         }
     }
@@ -186,11 +161,8 @@ mod tests {
     #[test]
     fn a_replaying_image_is_described_in_cephs_words() {
         let start = Instant::now();
-        let mut progress = Progress {
-            remote_timestamp: Some(1600),
-            local_timestamp: Some(1500),
-            ..Progress::default()
-        };
+        let mut progress =
+            Progress { remote_timestamp: Some(1600), local_timestamp: Some(1500), ..Progress::default() };
         assert_eq!(
             progress.describe(start),
             "replaying, {\"bytes_per_second\":0.0,\"bytes_per_snapshot\":0.0,\"last_snapshot_bytes\":0,\
@@ -213,19 +185,13 @@ mod tests {
         assert_eq!(fields["replay_state"], "syncing");
         assert_eq!(fields["syncing_percent"], 50);
         assert_eq!(fields["bytes_per_second"], 2000.0);
-        assert_eq!(
-            fields["seconds_until_synced"], 2,
-            "two objects of 2000 bytes at 2000 bytes/s"
-        );
+        assert_eq!(fields["seconds_until_synced"], 2, "two objects of 2000 bytes at 2000 bytes/s");
 
         progress.complete(start + Duration::from_secs(5));
         let text = progress.describe(start + Duration::from_secs(60));
         let fields: Value = serde_json::from_str(text.strip_prefix("replaying, ").unwrap()).unwrap();
         assert_eq!(
-            (
-                &fields["last_snapshot_bytes"],
-                &fields["last_snapshot_sync_seconds"]
-            ),
+            (&fields["last_snapshot_bytes"], &fields["last_snapshot_sync_seconds"]),
             (&json!(4000), &json!(5))
         );
         assert_eq!(

@@ -1,0 +1,178 @@
+//! The stage on which every scenario plays: two clusters, a mirrored pool, daemons.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rados::SnapId;
+use rbd::SnapshotNamespace;
+use tests::two_clusters::Direction;
+use tests::{Cluster, DaemonKind, MirrorDaemon, MirrorDaemonOptions, TwoClusters, wait};
+use tokio::sync::{Mutex, MutexGuard};
+
+use crate::content;
+
+/// How long anything may take before a scenario gives up.
+pub const LIMIT: Duration = Duration::from_secs(90);
+pub const MIB: u64 = 1 << 20;
+
+static TURN: Mutex<()> = Mutex::const_new(());
+
+/// The folder of the pair of clusters that all scenarios share.
+///
+/// A thread of its own starts them and stays: they end with the thread that started them.
+fn clusters_folder() -> PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER
+        .get_or_init(|| {
+            let (send, receive) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
+                let clusters = runtime.block_on(TwoClusters::for_tests());
+                send.send(clusters.as_ref().map(|c| c.folder().to_owned()).map_err(|e| format!("{e:#}")))
+                    .expect("a scenario waits for the clusters");
+                let _clusters = clusters;
+                loop {
+                    std::thread::park();
+                }
+            });
+            receive.recv().expect("the clusters are started").expect("two clusters start")
+        })
+        .clone()
+}
+
+/// The daemon under test, built from the sources as they are now.
+pub fn ours() -> DaemonKind {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    let program = PROGRAM.get_or_init(|| {
+        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+        let built = Command::new(cargo).args(["build", "--locked", "-q", "-p", "daemon"]).status();
+        assert!(built.expect("cargo can be run").success(), "the daemon can be built");
+        let test = std::env::current_exe().expect("this program has a path");
+        let folder = test.parent().and_then(|deps| deps.parent()).expect("tests lie in target/PROFILE/deps");
+        folder.join("rbd-mirror")
+    });
+    DaemonKind::Ours(program.clone())
+}
+
+/// Two clusters and a pool of the scenario's own, mirrored both ways; images are primary at `a` unless said otherwise.
+pub struct Stage {
+    pub clusters: TwoClusters,
+    pub pool: String,
+    pub a: content::Reader,
+    pub b: content::Reader,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Stage {
+    /// Waits for its turn, and makes the pool.
+    pub async fn set(pool: &str) -> Result<Stage> {
+        let turn = TURN.lock().await;
+        let folder = tokio::task::spawn_blocking(clusters_folder).await?;
+        let clusters = TwoClusters::attach(&folder)?;
+        clusters.create_pool(pool).await?;
+        clusters.connect_peers(pool, Direction::Both).await?;
+        let (a, b) = (content::Reader::new(&clusters.a).await?, content::Reader::new(&clusters.b).await?);
+        Ok(Stage { clusters, pool: pool.into(), a, b, _turn: turn })
+    }
+
+    /// `pool/NAME`.
+    pub fn spec(&self, image: &str) -> String {
+        format!("{}/{image}", self.pool)
+    }
+
+    /// Our daemon at `cluster`.
+    pub async fn daemon(&self, cluster: &Cluster) -> Result<MirrorDaemon> {
+        self.daemon_of(&ours(), cluster).await
+    }
+
+    /// A daemon at `cluster`, ours or Ceph's.
+    pub async fn daemon_of(&self, kind: &DaemonKind, cluster: &Cluster) -> Result<MirrorDaemon> {
+        let options = MirrorDaemonOptions {
+            instance: cluster.name().to_string(),
+            args: vec!["--debug-rbd-mirror=10".into()],
+            ..MirrorDaemonOptions::default()
+        };
+        MirrorDaemon::spawn(kind, cluster, &options).await
+    }
+
+    /// Enables snapshot mirroring of an image of `a`.
+    pub async fn enable(&self, image: &str) -> Result<()> {
+        self.clusters.a.rbd(&["mirror", "image", "enable", &self.spec(image), "snapshot"]).await?;
+        Ok(())
+    }
+
+    /// Takes a mirror-snapshot at `a`, waits for it at `b`, and compares.
+    pub async fn sync(&self, image: &str) -> Result<()> {
+        let snap = self.clusters.a.mirror_snapshot(&self.spec(image)).await?;
+        self.arrived(image, snap).await
+    }
+
+    /// Waits until the primary snapshot `snap` of `a` is at `b`, and compares.
+    pub async fn arrived(&self, image: &str, snap: u64) -> Result<()> {
+        let spec = self.spec(image);
+        self.clusters.b.wait_copied(&spec, snap, LIMIT).await?;
+        self.expect_copied(image).await
+    }
+
+    /// Waits for the first copy of an image, and compares.
+    pub async fn first_copy(&self, image: &str) -> Result<()> {
+        let snap = self.clusters.a.newest_primary_snapshot(&self.spec(image)).await?;
+        self.arrived(image, snap).await
+    }
+
+    /// The newest complete mirror-snapshot of the copy at `b`, its head, and every user snapshot up to it equal the
+    /// primary at `a`.
+    pub async fn expect_copied(&self, image: &str) -> Result<()> {
+        expect_copy_of(&self.a, &self.b, &self.spec(image)).await
+    }
+
+    /// Waits until the image's status at `cluster` is `state`.
+    pub async fn state(&self, cluster: &Cluster, image: &str, state: &str) -> Result<serde_json::Value> {
+        cluster.wait_mirror_state(&self.spec(image), state, LIMIT).await
+    }
+
+    /// Ends the scenario: the pool goes, so that later scenarios' daemons do not work on it.
+    pub async fn strike(self) -> Result<()> {
+        self.clusters.a.delete_pool(&self.pool).await?;
+        self.clusters.b.delete_pool(&self.pool).await?;
+        Ok(())
+    }
+}
+
+/// The copy at `to` of the primary at `from` is exact at its newest complete mirror-snapshot.
+pub async fn expect_copy_of(from: &content::Reader, to: &content::Reader, spec: &str) -> Result<()> {
+    let (primary, primary_header) = from.open(spec).await?;
+    let (copy, copy_header) = to.open(spec).await?;
+    let newest = content::mirror_snapshots(&copy_header).into_iter().rfind(|(_, m)| m.complete);
+    let (copy_snap, link) = newest.with_context(|| format!("{spec} has no complete mirror-snapshot"))?;
+    let primary_snap = link.primary_snap_id;
+    let equal = |primary_snap: SnapId, copy_snap: SnapId| {
+        content::expect_equal((&primary, &primary_header, primary_snap), (&copy, &copy_header, copy_snap))
+    };
+    equal(primary_snap, copy_snap).await.with_context(|| format!("{spec} at mirror-snapshot {copy_snap}"))?;
+    equal(primary_snap, SnapId::HEAD).await.with_context(|| format!("{spec} at its head"))?;
+
+    let users = primary_header.snapshots.range(..primary_snap).map(|(_, snapshot)| snapshot);
+    for theirs in users.filter(|s| s.namespace == SnapshotNamespace::User) {
+        let ours = copy_header.user_snapshot(&theirs.name);
+        let ours = ours.with_context(|| format!("{spec} lacks the user snapshot '{}'", theirs.name))?;
+        equal(theirs.id, ours.id)
+            .await
+            .with_context(|| format!("{spec} at user snapshot '{}'", theirs.name))?;
+        ensure!(ours.protection == theirs.protection, "{spec}@{}: protection differs", theirs.name);
+    }
+    Ok(())
+}
+
+/// Waits for a condition that a scenario describes.
+pub async fn until<F: AsyncFnMut() -> Result<bool>>(what: &str, mut condition: F) -> Result<()> {
+    let condition = std::cell::RefCell::new(&mut condition);
+    wait::until(what, LIMIT, async || {
+        let mut condition = condition.borrow_mut();
+        Ok((condition)().await?.then_some(()))
+    })
+    .await
+}

@@ -1,0 +1,9 @@
+//! Whole scenarios on two real clusters, driven with the stock `rbd` and `ceph` as an operator would, and judged by
+//! content: of the newest complete mirror-snapshot of the copy, of its head, and of its user snapshots.
+//!
+//! All share one pair of clusters, which ends with this process, and take turns on it: each has its own pool and its own
+//! daemons.
+
+mod basics;
+mod common;
+mod content;
