@@ -26,6 +26,9 @@ use crate::wait::POLL_INTERVAL;
 /// The unit of CPU time in `/proc`: Linux shows it to programs in hundredths of a second on every architecture.
 const TICKS_PER_SECOND: f64 = 100.0;
 
+/// How often to look for the command line of a process that has none, a millisecond apart.
+const COMMAND_LINE_LOOKS_MAX: u32 = 50;
+
 /// How long a killed process may take to be gone: it may be in the middle of writing to a slow disk.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
@@ -80,17 +83,22 @@ impl Identity {
 
     /// Whether that very process still runs. One that has ended but wasn't waited for counts as ended.
     pub fn alive(&self) -> bool {
-        let Some(stat) = stat(self.pid) else { return false };
-        // The first thread of a killed process is a zombie while others still hold its files and locks.
-        let ended = matches!(stat.state, 'Z' | 'X') && stat.threads <= 1;
-        if ended || stat.start_ticks != self.start_ticks {
-            return false;
+        // A process has no command line for an instant while a program replaces another (`setpriv` does), and none any
+        // more while it ends: then we look again, and take it for alive in the end, as pid and start time agree.
+        for _ in 0..COMMAND_LINE_LOOKS_MAX {
+            let Some(stat) = stat(self.pid) else { return false };
+            // The first thread of a killed process is a zombie while others still hold its files and locks.
+            let ended = matches!(stat.state, 'Z' | 'X') && stat.threads <= 1;
+            if ended || stat.start_ticks != self.start_ticks {
+                return false;
+            }
+            let Ok(command_line) = std::fs::read(format!("/proc/{}/cmdline", self.pid)) else { return false };
+            if !command_line.is_empty() {
+                return String::from_utf8_lossy(&command_line).contains(&self.mark);
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
-        let Ok(command_line) = std::fs::read(format!("/proc/{}/cmdline", self.pid)) else {
-            return false;
-        };
-        // There is no command line in a zombie, nor for an instant while a program replaces another (`setpriv`).
-        command_line.is_empty() || String::from_utf8_lossy(&command_line).contains(&self.mark)
+        true
     }
 
     /// Sends a signal; tells whether the process was there to get it.
