@@ -25,36 +25,12 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 const COMMANDS: &[(&str, &str, bool)] = &[
     ("help", "list available commands", false),
     ("version", "get the version", false),
-    (
-        "rbd mirror status",
-        "get status for rbd mirror, for a pool and peer, or for an image",
-        true,
-    ),
-    (
-        "rbd mirror start",
-        "start rbd mirror, a pool and peer, or an image",
-        true,
-    ),
-    (
-        "rbd mirror stop",
-        "stop rbd mirror, a pool and peer, or an image",
-        true,
-    ),
-    (
-        "rbd mirror restart",
-        "restart rbd mirror, a pool and peer, or an image",
-        true,
-    ),
-    (
-        "rbd mirror flush",
-        "flush rbd mirror, a pool and peer, or an image",
-        true,
-    ),
-    (
-        "rbd mirror leader release",
-        "release the leadership of all pools, or of a pool and peer",
-        true,
-    ),
+    ("rbd mirror status", "get status for rbd mirror, for a pool and peer, or for an image", true),
+    ("rbd mirror start", "start rbd mirror, a pool and peer, or an image", true),
+    ("rbd mirror stop", "stop rbd mirror, a pool and peer, or an image", true),
+    ("rbd mirror restart", "restart rbd mirror, a pool and peer, or an image", true),
+    ("rbd mirror flush", "flush rbd mirror, a pool and peer, or an image", true),
+    ("rbd mirror leader release", "release the leadership of all pools, or of a pool and peer", true),
 ];
 
 /// A command with its words separated from its target.
@@ -78,18 +54,12 @@ impl AdminSocket {
         let what = || format!("cannot listen at the admin socket '{}'", path.display());
         if path.exists() {
             if std::os::unix::net::UnixStream::connect(path).is_ok() {
-                anyhow::bail!(
-                    "the admin socket '{}' belongs to another running daemon",
-                    path.display()
-                );
+                anyhow::bail!("the admin socket '{}' belongs to another running daemon", path.display());
             }
             std::fs::remove_file(path).with_context(what)?;
         }
         let listener = UnixListener::bind(path).with_context(what)?;
-        Ok(AdminSocket {
-            listener,
-            path: path.to_path_buf(),
-        })
+        Ok(AdminSocket { listener, path: path.to_path_buf() })
     }
 
     /// Answers commands for ever with what `handle` says; an error is answered as its sentence. Drop to end.
@@ -184,10 +154,7 @@ fn parse(request: &[u8]) -> Result<Request, String> {
     });
     let (name, rest) = found.ok_or_else(|| format!("there is no command '{prefix}'; try help"))?;
     let spec: Vec<String> = match &request["spec"] {
-        Value::Array(words) => words
-            .iter()
-            .filter_map(|word| word.as_str().map(str::to_string))
-            .collect(),
+        Value::Array(words) => words.iter().filter_map(|word| word.as_str().map(str::to_string)).collect(),
         Value::String(words) => words.split_whitespace().map(str::to_string).collect(),
         _ => Vec::new(),
     };
@@ -212,12 +179,7 @@ fn descriptions() -> Value {
         let description = json!({"sig": signature, "help": help, "module": "", "perm": "", "flags": 0});
         (format!("cmd{number:03}"), description)
     };
-    COMMANDS
-        .iter()
-        .enumerate()
-        .map(describe)
-        .collect::<serde_json::Map<_, _>>()
-        .into()
+    COMMANDS.iter().enumerate().map(describe).collect::<serde_json::Map<_, _>>().into()
 }
 
 fn pretty(value: &Value) -> String {
@@ -238,20 +200,14 @@ mod tests {
     #[test]
     fn targets_are_separated_from_commands() {
         let status = |target: &[&str]| {
-            Ok(Command {
-                name: "rbd mirror status",
-                target: target.iter().map(|t| t.to_string()).collect(),
-            })
+            Ok(Command { name: "rbd mirror status", target: target.iter().map(|t| t.to_string()).collect() })
         };
         assert_eq!(command(json!({"prefix": "rbd mirror status"})), status(&[]));
         assert_eq!(
             command(json!({"prefix": "rbd mirror status", "spec": ["p", "site"]})),
             status(&["p", "site"])
         );
-        assert_eq!(
-            command(json!({"prefix": "rbd mirror status p/i"})),
-            status(&["p/i"])
-        );
+        assert_eq!(command(json!({"prefix": "rbd mirror status p/i"})), status(&["p/i"]));
         assert!(command(json!({"prefix": "help me"})).is_err());
         assert!(command(json!({"prefix": 3})).is_err());
         assert!(parse(b"{").is_err());
@@ -267,10 +223,7 @@ mod tests {
                 Err("no such pool".to_string())
             }
         }));
-        assert!(
-            AdminSocket::bind(&path).is_err(),
-            "the socket of a living daemon must not be taken"
-        );
+        assert!(AdminSocket::bind(&path).is_err(), "the socket of a living daemon must not be taken");
         let ask = async |text: &str| -> anyhow::Result<String> {
             let mut stream = UnixStream::connect(&path).await?;
             stream.write_all(format!("{text}\0").as_bytes()).await?;
@@ -278,14 +231,8 @@ mod tests {
             stream.read_exact(&mut answer).await?;
             Ok(String::from_utf8(answer)?)
         };
-        assert_eq!(
-            ask(r#"{"prefix": "rbd mirror status"}"#).await?,
-            "{\n  \"fine\": true\n}\n"
-        );
-        assert_eq!(
-            ask(r#"{"prefix": "rbd mirror status x y"}"#).await?,
-            "ERROR: no such pool\n"
-        );
+        assert_eq!(ask(r#"{"prefix": "rbd mirror status"}"#).await?, "{\n  \"fine\": true\n}\n");
+        assert_eq!(ask(r#"{"prefix": "rbd mirror status x y"}"#).await?, "ERROR: no such pool\n");
         assert!(
             ask(r#"{"prefix": "get_command_descriptions"}"#)
                 .await?

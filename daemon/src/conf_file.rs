@@ -31,9 +31,7 @@ impl Configuration {
     pub fn load(options: Options) -> anyhow::Result<Self> {
         let conf_file = match &options.conf_file {
             Some(named) => Some(named.clone()),
-            None => default_places(&options.cluster)
-                .into_iter()
-                .find(|place| place.is_file()),
+            None => default_places(&options.cluster).into_iter().find(|place| place.is_file()),
         };
         let text = match &conf_file {
             Some(path) => std::fs::read_to_string(path).map_err(|e| {
@@ -43,15 +41,8 @@ impl Configuration {
         };
         let mut parsed = parse(&text);
         let wanted = ["global", "client", options.name.as_str()];
-        let sections = wanted
-            .iter()
-            .map(|section| parsed.remove(*section).unwrap_or_default())
-            .collect();
-        Ok(Configuration {
-            options,
-            conf_file,
-            sections,
-        })
+        let sections = wanted.iter().map(|section| parsed.remove(*section).unwrap_or_default()).collect();
+        Ok(Configuration { options, conf_file, sections })
     }
 
     /// The command line.
@@ -61,29 +52,22 @@ impl Configuration {
 
     /// The value of an option with everything in it expanded; `None` when neither command line nor file sets it.
     pub fn get(&self, option: &str) -> Option<String> {
-        self.raw(option)
-            .map(|value| self.expand(value, EXPANSION_DEPTH_MAX))
+        self.raw(option).map(|value| self.expand(value, EXPANSION_DEPTH_MAX))
     }
 
     /// Like [`Configuration::get`], with a default to expand.
     pub fn get_or(&self, option: &str, default: &str) -> String {
-        self.get(option)
-            .unwrap_or_else(|| self.expand(default, EXPANSION_DEPTH_MAX))
+        self.get(option).unwrap_or_else(|| self.expand(default, EXPANSION_DEPTH_MAX))
     }
 
     /// True when the option is set to something that Ceph takes for true.
     pub fn is_true(&self, option: &str) -> bool {
-        self.get(option)
-            .is_some_and(|value| matches!(value.as_str(), "true" | "yes" | "1" | "on"))
+        self.get(option).is_some_and(|value| matches!(value.as_str(), "true" | "yes" | "1" | "on"))
     }
 
     fn raw(&self, option: &str) -> Option<&str> {
         let from_file = || self.sections.iter().rev().find_map(|section| section.get(option));
-        self.options
-            .ceph_options
-            .get(option)
-            .or_else(from_file)
-            .map(String::as_str)
+        self.options.ceph_options.get(option).or_else(from_file).map(String::as_str)
     }
 
     fn expand(&self, value: &str, depth: usize) -> String {
@@ -142,9 +126,7 @@ fn variable(after: &str) -> (&str, &str) {
     if let Some((name, rest)) = after.strip_prefix('{').and_then(|inner| inner.split_once('}')) {
         return (name, rest);
     }
-    let end = after
-        .find(|c: char| !c.is_ascii_alphanumeric() && c != '_')
-        .unwrap_or(after.len());
+    let end = after.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(after.len());
     after.split_at(end)
 }
 
@@ -157,19 +139,10 @@ fn parse(text: &str) -> BTreeMap<String, BTreeMap<String, String>> {
         if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
             section = name.trim().to_string();
         } else if let Some((name, value)) = line.split_once('=') {
-            let name = name
-                .split_whitespace()
-                .collect::<Vec<_>>()
-                .join("_")
-                .replace('-', "_");
+            let name = name.split_whitespace().collect::<Vec<_>>().join("_").replace('-', "_");
             let value = value.trim();
-            let unquoted = ['"', '\'']
-                .iter()
-                .find_map(|q| value.strip_prefix(*q)?.strip_suffix(*q));
-            sections
-                .entry(section.clone())
-                .or_default()
-                .insert(name, unquoted.unwrap_or(value).to_string());
+            let unquoted = ['"', '\''].iter().find_map(|q| value.strip_prefix(*q)?.strip_suffix(*q));
+            sections.entry(section.clone()).or_default().insert(name, unquoted.unwrap_or(value).to_string());
         }
     }
     sections
@@ -200,17 +173,10 @@ mod tests {
             conf_file: None,
             cluster: "site-a".into(),
             name: "client.mirror.1".into(),
-            ceph_options: ceph_options
-                .iter()
-                .map(|(k, v)| (k.to_string(), v.to_string()))
-                .collect(),
+            ceph_options: ceph_options.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
         };
         let sections = ["global", "client", "client.mirror.1"].map(|s| parsed.remove(s).unwrap_or_default());
-        Configuration {
-            options,
-            conf_file: None,
-            sections: sections.to_vec(),
-        }
+        Configuration { options, conf_file: None, sections: sections.to_vec() }
     }
 
     #[test]
@@ -231,10 +197,7 @@ mod tests {
             "run dir = /r/$cluster\nadmin socket = $run_dir/${name}-$id$nothing.asok\nloop = $loop",
             &[],
         );
-        assert_eq!(
-            c.get("admin_socket").as_deref(),
-            Some("/r/site-a/client.mirror.1-mirror.1$nothing.asok")
-        );
+        assert_eq!(c.get("admin_socket").as_deref(), Some("/r/site-a/client.mirror.1-mirror.1$nothing.asok"));
         assert_eq!(c.get("loop").as_deref(), Some("$loop"));
         assert_eq!(
             c.get_or("log_file", "/var/log/ceph/$cluster-$name.log"),

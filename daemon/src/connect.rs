@@ -15,23 +15,9 @@ use serde::Deserialize;
 use crate::conf_file::{Configuration, default_places};
 
 /// Options that say which cluster is meant and who we are there.
-const CLUSTER_OPTIONS: &[&str] = &[
-    "monmap",
-    "mon_host",
-    "mon_dns_srv_name",
-    "key",
-    "keyfile",
-    "keyring",
-];
+const CLUSTER_OPTIONS: &[&str] = &["monmap", "mon_host", "mon_dns_srv_name", "key", "keyfile", "keyring"];
 /// Options that this program acts on itself.
-const OWN_OPTIONS: &[&str] = &[
-    "admin_socket",
-    "daemonize",
-    "log_file",
-    "pid_file",
-    "setgroup",
-    "setuser",
-];
+const OWN_OPTIONS: &[&str] = &["admin_socket", "daemonize", "log_file", "pid_file", "setgroup", "setuser"];
 /// How long to wait for monitors that do not answer, in seconds, unless configured.
 const MOUNT_TIMEOUT_SECONDS: &str = "30";
 
@@ -70,11 +56,7 @@ impl fmt::Debug for PeerKeys {
 /// As Ceph's tools name a peer.
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "uuid: {} cluster: {} client: {}",
-            self.uuid, self.site_name, self.client_name
-        )
+        write!(f, "uuid: {} cluster: {} client: {}", self.uuid, self.site_name, self.client_name)
     }
 }
 
@@ -138,10 +120,8 @@ impl Connector {
         let described = !peer.keys.mon_host.is_empty();
         // A file that describes our own cluster says nothing about a peer of the same name.
         let own = self.configuration.conf_file.as_ref();
-        let conf_file = self
-            .peer_conf_places(&peer.site_name)
-            .into_iter()
-            .find(|p| p.is_file() && Some(p) != own);
+        let conf_file =
+            self.peer_conf_places(&peer.site_name).into_iter().find(|p| p.is_file() && Some(p) != own);
         if !described && conf_file.is_none() {
             return Err(PeerError::Described(format!(
                 "the monitors of peer '{}' are unknown: they are neither in the config-key store (rbd mirror pool peer \
@@ -178,10 +158,7 @@ impl Connector {
         options.retain(|option, _| !OWN_OPTIONS.contains(&option.as_str()));
         options.insert("log_file".to_string(), String::new());
         if self.configuration.get("client_mount_timeout").is_none() {
-            options.insert(
-                "client_mount_timeout".to_string(),
-                MOUNT_TIMEOUT_SECONDS.to_string(),
-            );
+            options.insert("client_mount_timeout".to_string(), MOUNT_TIMEOUT_SECONDS.to_string());
         }
         options
     }
@@ -198,9 +175,7 @@ pub async fn peer_keys(cluster: &Cluster, pool: PoolId, peer_uuid: &str) -> Resu
     }
     // The error would quote the value, and with it the key.
     serde_json::from_slice(&value).map_err(|_| {
-        PeerError::Described(format!(
-            "the config-key '{key}' does not hold the JSON object that it should"
-        ))
+        PeerError::Described(format!("the config-key '{key}' does not hold the JSON object that it should"))
     })
 }
 
@@ -208,9 +183,7 @@ pub async fn peer_keys(cluster: &Cluster, pool: PoolId, peer_uuid: &str) -> Resu
 pub async fn site_name(cluster: &Cluster) -> rados::Result<String> {
     let name = cluster.config_key_get("rbd/mirror/site_name").await?;
     let name = name.map(|name| String::from_utf8_lossy(&name).trim().to_string());
-    Ok(name
-        .filter(|name| !name.is_empty())
-        .unwrap_or_else(|| cluster.fsid().to_string()))
+    Ok(name.filter(|name| !name.is_empty()).unwrap_or_else(|| cluster.fsid().to_string()))
 }
 
 #[cfg(test)]
@@ -230,10 +203,7 @@ mod tests {
             uuid: "u".into(),
             site_name: "no-such-site".into(),
             client_name: "client.peer".into(),
-            keys: PeerKeys {
-                mon_host: mon_host.into(),
-                key: "secret".into(),
-            },
+            keys: PeerKeys { mon_host: mon_host.into(), key: "secret".into() },
         }
     }
 
@@ -267,10 +237,7 @@ mod tests {
         std::fs::write(folder.join("no-such-site.conf"), "[global]\n")?;
         let line = format!("-c {}", folder.join("mine.conf").display());
         let connector = Connector::new(Configuration::load(options(&line))?);
-        assert_eq!(
-            connector.peer_options(&peer(""))?.conf_file,
-            Some(folder.join("no-such-site.conf"))
-        );
+        assert_eq!(connector.peer_options(&peer(""))?.conf_file, Some(folder.join("no-such-site.conf")));
         std::fs::remove_dir_all(folder)?;
         Ok(())
     }

@@ -84,11 +84,7 @@ impl PoolControl {
 
     fn status(&self) -> Value {
         let view = self.view().clone();
-        let state = if self.orders.borrow().stopped {
-            "stopped (manual)"
-        } else {
-            &view.state
-        };
+        let state = if self.orders.borrow().stopped { "stopped (manual)" } else { &view.state };
         let mut namespaces = view.namespaces.iter();
         let images = |reports: &Reports| {
             let reports = reports.current();
@@ -97,14 +93,11 @@ impl PoolControl {
                 .map(|(id, report)| image_status(&self.pool_name, &id, &report))
                 .collect::<Vec<_>>()
         };
-        let default = namespaces
-            .next()
-            .filter(|(name, _)| name.is_empty())
-            .map(|(_, reports)| images(reports));
+        let default =
+            namespaces.next().filter(|(name, _)| name.is_empty()).map(|(_, reports)| images(reports));
         let named = view.namespaces.iter().filter(|(name, _)| !name.is_empty());
-        let named: Vec<_> = named
-            .map(|(name, reports)| json!({"name": name, "image_replayers": images(reports)}))
-            .collect();
+        let named: Vec<_> =
+            named.map(|(name, reports)| json!({"name": name, "image_replayers": images(reports)})).collect();
         json!({
             "peer": self.peer,
             "pool": self.pool_name,
@@ -153,11 +146,7 @@ impl Control {
     pub fn execute(&self, command: &Command) -> Result<Value, String> {
         let pools = self.pools();
         match command.target.as_slice() {
-            [] => Ok(on_pools(
-                command.name,
-                &pools,
-                |all| json!({"pool_replayers": all}),
-            )),
+            [] => Ok(on_pools(command.name, &pools, |all| json!({"pool_replayers": all}))),
             [pool, site] => {
                 let matching = |p: &Arc<PoolControl>| p.pool_name == *pool && p.site_name == *site;
                 let found: Vec<_> = pools.into_iter().filter(matching).collect();
@@ -170,10 +159,8 @@ impl Control {
                 let unknown =
                     || format!("there is no mirrored image '{image}' (POOL/[NAMESPACE/]IMAGE) here");
                 let (pool, image) = image.split_once('/').ok_or_else(unknown)?;
-                let found = pools
-                    .iter()
-                    .filter(|p| p.pool_name == pool)
-                    .find_map(|p| Some((p, p.find(image)?)));
+                let found =
+                    pools.iter().filter(|p| p.pool_name == pool).find_map(|p| Some((p, p.find(image)?)));
                 let (pool, (key, reports)) = found.ok_or_else(unknown)?;
                 on_image(command.name, pool, key, &reports)
             }
@@ -217,9 +204,7 @@ fn on_image(command: &str, pool: &PoolControl, key: ImageKey, reports: &Reports)
         "rbd mirror status" => {
             let reports = reports.current();
             let found = reports.iter().find(|(id, _)| *id == key.1);
-            return Ok(found.map_or(Value::Null, |(id, report)| {
-                image_status(&pool.pool_name, id, report)
-            }));
+            return Ok(found.map_or(Value::Null, |(id, report)| image_status(&pool.pool_name, id, report)));
         }
         "rbd mirror start" => pool.orders.send_modify(|orders| {
             orders.stopped_images.remove(&key);
@@ -244,59 +229,33 @@ mod tests {
     use super::*;
 
     fn command(name: &'static str, target: &[&str]) -> Command {
-        Command {
-            name,
-            target: target.iter().map(|word| word.to_string()).collect(),
-        }
+        Command { name, target: target.iter().map(|word| word.to_string()).collect() }
     }
 
     #[test]
     fn orders_reach_the_pool_and_the_image() {
         let control = Control::default();
-        let pool = PoolControl::new(
-            "data",
-            "site-b",
-            "uuid: u cluster: site-b client: client.x".into(),
-        );
+        let pool = PoolControl::new("data", "site-b", "uuid: u cluster: site-b client: client.x".into());
         control.register(&pool);
         let reports = Reports::default();
         let sender = reports.open(&"gid".into(), Report::default());
         sender.send_modify(|report| report.image_name = "disk".into());
         pool.show(|view| view.namespaces = [("ns".to_string(), reports)].into());
 
-        assert!(
-            control
-                .execute(&command("rbd mirror stop", &["data", "site-b"]))
-                .is_ok()
-        );
+        assert!(control.execute(&command("rbd mirror stop", &["data", "site-b"])).is_ok());
         assert!(pool.orders().borrow().stopped);
-        assert!(
-            control
-                .execute(&command("rbd mirror stop", &["data/ns/disk"]))
-                .is_ok()
-        );
+        assert!(control.execute(&command("rbd mirror stop", &["data/ns/disk"])).is_ok());
         let key = ("ns".to_string(), "gid".into());
         assert!(pool.orders().borrow().stopped_images.contains(&key));
         assert!(control.execute(&command("rbd mirror restart", &[])).is_ok());
         let orders = pool.orders().borrow().clone();
-        assert_eq!(
-            (orders.stopped, orders.stopped_images.len(), orders.restarts),
-            (false, 0, 1)
-        );
+        assert_eq!((orders.stopped, orders.stopped_images.len(), orders.restarts), (false, 0, 1));
 
-        for unknown in [
-            &["data", "elsewhere"][..],
-            &["data/disk"],
-            &["disk"],
-            &["a", "b", "c"],
-        ] {
+        for unknown in [&["data", "elsewhere"][..], &["data/disk"], &["disk"], &["a", "b", "c"]] {
             assert!(control.execute(&command("rbd mirror status", unknown)).is_err());
         }
         let status = control.execute(&command("rbd mirror status", &[])).unwrap();
-        assert_eq!(
-            status["pool_replayers"][0]["namespaces"][0]["image_replayers"][0]["name"],
-            "data/disk"
-        );
+        assert_eq!(status["pool_replayers"][0]["namespaces"][0]["image_replayers"][0]["name"], "data/disk");
         drop(pool);
         assert_eq!(
             control.execute(&command("rbd mirror status", &[])).unwrap(),

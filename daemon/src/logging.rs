@@ -26,20 +26,13 @@ enum Target {
 impl Log {
     /// Logs to stderr.
     pub fn stderr() -> Self {
-        Log {
-            target: Arc::new(Target::Stderr),
-        }
+        Log { target: Arc::new(Target::Stderr) }
     }
 
     /// Logs to a file, creating it when there is none.
     pub fn file(path: &Path) -> anyhow::Result<Self> {
         let file = open(path)?;
-        Ok(Log {
-            target: Arc::new(Target::File {
-                path: path.to_path_buf(),
-                file: Mutex::new(file),
-            }),
-        })
+        Ok(Log { target: Arc::new(Target::File { path: path.to_path_buf(), file: Mutex::new(file) }) })
     }
 
     /// Makes this the log of the whole process, with `level` as the least severe level.
@@ -115,9 +108,8 @@ impl Write for Line<'_> {
 /// The level that a value of `debug_rbd_mirror` (`LEVEL` or `LEVEL/MEMORY-LEVEL`) asks for: Ceph's levels run from 0
 /// (what an operator needs to know) to 20 (everything); below 0 only errors are wanted.
 pub fn level(debug_rbd_mirror: Option<&str>) -> LevelFilter {
-    let level = debug_rbd_mirror
-        .and_then(|value| value.split('/').next()?.trim().parse::<i32>().ok())
-        .unwrap_or(0);
+    let level =
+        debug_rbd_mirror.and_then(|value| value.split('/').next()?.trim().parse::<i32>().ok()).unwrap_or(0);
     match level {
         i32::MIN..0 => LevelFilter::ERROR,
         0..5 => LevelFilter::INFO,

@@ -38,11 +38,15 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let log_is_stderr = options.log_to_stderr;
     match Configuration::load(options).and_then(|configuration| start(&configuration)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             tracing::error!("{e:#}");
-            eprintln!("rbd-mirror: {e:#}");
+            // Said once where both would reach the same terminal.
+            if !(log_is_stderr && tracing::dispatcher::has_been_set()) {
+                eprintln!("rbd-mirror: {e:#}");
+            }
             ExitCode::FAILURE
         }
     }
@@ -58,16 +62,12 @@ fn start(configuration: &Configuration) -> anyhow::Result<()> {
         process::daemonize()?;
     }
     let pid_file = configuration.get("pid_file").filter(|path| !path.is_empty());
-    let _pid_file = pid_file
-        .map(|path| PidFile::write(Path::new(&path)))
-        .transpose()?;
+    let _pid_file = pid_file.map(|path| PidFile::write(Path::new(&path))).transpose()?;
     if let Some(identity) = identity {
         log.give_to(identity.uid, identity.gid)?;
         identity.assume()?;
     }
-    let threads = std::thread::available_parallelism()
-        .map_or(1, usize::from)
-        .min(WORKER_THREADS_MAX);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(WORKER_THREADS_MAX);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         .thread_name("rbd-mirror")
@@ -111,11 +111,7 @@ fn open_log(configuration: &Configuration) -> anyhow::Result<Log> {
         return Ok(Log::stderr());
     }
     if let Some(path) = configuration.get("log_file") {
-        return if path.is_empty() {
-            Ok(Log::stderr())
-        } else {
-            Log::file(Path::new(&path))
-        };
+        return if path.is_empty() { Ok(Log::stderr()) } else { Log::file(Path::new(&path)) };
     }
     let path = configuration.get_or("log_file", LOG_FILE);
     Ok(Log::file(Path::new(&path)).unwrap_or_else(|e| {
@@ -132,9 +128,7 @@ fn open_admin_socket(configuration: &Configuration) -> anyhow::Result<Option<Adm
         None => {
             let path = configuration.get_or("admin_socket", ADMIN_SOCKET);
             let bound = AdminSocket::bind(Path::new(&path));
-            Ok(bound
-                .inspect_err(|e| tracing::warn!("{e:#}; there will be no admin socket"))
-                .ok())
+            Ok(bound.inspect_err(|e| tracing::warn!("{e:#}; there will be no admin socket")).ok())
         }
     }
 }

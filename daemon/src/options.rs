@@ -106,18 +106,14 @@ pub struct UsageError(String);
 pub fn parse(ceph_args: &str, args: impl IntoIterator<Item = OsString>) -> Result<Request, UsageError> {
     let mut words: Vec<String> = ceph_args.split_whitespace().map(str::to_string).collect();
     for arg in args {
-        let word = arg
-            .into_string()
-            .map_err(|arg| UsageError(format!("argument {arg:?} is not valid UTF-8")))?;
+        let word =
+            arg.into_string().map_err(|arg| UsageError(format!("argument {arg:?} is not valid UTF-8")))?;
         words.push(word);
     }
     let (flags, ceph_options) = split(words)?;
     let program = std::iter::once("rbd-mirror".to_string());
     // With Ceph, the last of several settings of one option wins; so it is here.
-    let flags = match Flags::command()
-        .args_override_self(true)
-        .try_get_matches_from(program.chain(flags))
-    {
+    let flags = match Flags::command().args_override_self(true).try_get_matches_from(program.chain(flags)) {
         Ok(matches) => <Flags as clap::FromArgMatches>::from_arg_matches(&matches),
         Err(e) => Err(e),
     };
@@ -145,9 +141,7 @@ fn split(words: Vec<String>) -> Result<(Vec<String>, BTreeMap<String, String>), 
             })
     };
     let takes_value = |flag: char| {
-        command
-            .get_arguments()
-            .any(|arg| arg.get_short() == Some(flag) && arg.get_action().takes_values())
+        command.get_arguments().any(|arg| arg.get_short() == Some(flag) && arg.get_action().takes_values())
     };
     let mut flags = Vec::new();
     let mut ceph_options = BTreeMap::new();
@@ -172,13 +166,7 @@ fn split(words: Vec<String>) -> Result<(Vec<String>, BTreeMap<String, String>), 
             let boolean = command
                 .get_arguments()
                 .any(|a| a.get_long() == Some(&dashed) && !a.get_action().takes_values());
-            let value = value.or_else(|| {
-                if boolean || dashed == "help" {
-                    None
-                } else {
-                    words.next()
-                }
-            });
+            let value = value.or_else(|| if boolean || dashed == "help" { None } else { words.next() });
             flags.push(value.map_or(format!("--{dashed}"), |value| format!("--{dashed}={value}")));
             continue;
         }
@@ -203,13 +191,8 @@ fn resolve(flags: Flags, mut ceph_options: BTreeMap<String, String>) -> Result<O
         (None, Some(id)) => format!("client.{id}"),
         (None, None) => DEFAULT_NAME.to_string(),
     };
-    if !name
-        .split_once('.')
-        .is_some_and(|(kind, id)| kind == "client" && !id.is_empty())
-    {
-        return Err(UsageError(format!(
-            "'{name}' is not the name of a client; it must be client.ID"
-        )));
+    if !name.split_once('.').is_some_and(|(kind, id)| kind == "client" && !id.is_empty()) {
+        return Err(UsageError(format!("'{name}' is not the name of a client; it must be client.ID")));
     }
     let own = [
         ("mon_host", flags.mon_host),

@@ -40,10 +40,7 @@ pub async fn ping(remote: &IoCtx, site_name: &str, local_mirror_uuid: &str) -> R
     let peers = mirroring.peers().await?;
     let peer = own_entry(&peers, site_name, local_mirror_uuid);
     let peer_uuid = peer.map_or("", |peer| &peer.uuid);
-    Ok(Some(RemotePool {
-        mirror_uuid: mirror_uuid.into(),
-        peer_uuid: peer_uuid.into(),
-    }))
+    Ok(Some(RemotePool { mirror_uuid: mirror_uuid.into(), peer_uuid: peer_uuid.into() }))
 }
 
 /// Pings until the answer differs from `known`, which is then answered. Failures are logged, unless the connection is

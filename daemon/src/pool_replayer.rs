@@ -80,11 +80,7 @@ struct Failure {
 }
 
 fn failure<E: std::fmt::Display>(callout: &'static str) -> impl FnOnce(E) -> Failure {
-    move |e| Failure {
-        callout,
-        level: Level::Error,
-        details: e.to_string(),
-    }
+    move |e| Failure { callout, level: Level::Error, details: e.to_string() }
 }
 
 impl PoolReplayer {
@@ -159,16 +155,9 @@ struct Session<'a> {
 impl<'a> Session<'a> {
     async fn open(replayer: &'a PoolReplayer) -> Result<Self, Failure> {
         let unreachable = "unable to connect to remote cluster";
-        let local = replayer
-            .connector
-            .local()
-            .await
-            .map_err(failure("unable to connect to local cluster"))?;
-        let remote = replayer
-            .connector
-            .peer(&replayer.peer)
-            .await
-            .map_err(failure(unreachable))?;
+        let local =
+            replayer.connector.local().await.map_err(failure("unable to connect to local cluster"))?;
+        let remote = replayer.connector.peer(&replayer.peer).await.map_err(failure(unreachable))?;
         if local.fsid() == remote.fsid() {
             let details = format!("the peer is this very cluster (fsid {})", local.fsid());
             return Err(failure(unreachable)(details));
@@ -177,18 +166,13 @@ impl<'a> Session<'a> {
         let mirror_uuid = Mirroring::new(&local_pool).uuid().await;
         let mirror_uuid = mirror_uuid.map_err(failure("unable to query local mirror uuid"))?;
         let Some(local_mirror_uuid) = mirror_uuid.filter(|uuid| !uuid.is_empty()) else {
-            return Err(failure("unable to query local mirror uuid")(
-                "mirroring is not enabled in the pool",
-            ));
+            return Err(failure("unable to query local mirror uuid")("mirroring is not enabled in the pool"));
         };
-        let remote_pool = remote
-            .pool_by_name(&replayer.pool_name)
-            .await
-            .map_err(|e| Failure {
-                callout: "unable to access remote pool",
-                level: Level::Warning,
-                details: e.to_string(),
-            })?;
+        let remote_pool = remote.pool_by_name(&replayer.pool_name).await.map_err(|e| Failure {
+            callout: "unable to access remote pool",
+            level: Level::Warning,
+            details: e.to_string(),
+        })?;
         let remote_pool = remote.pool(remote_pool);
         let site_name = replayer.found.borrow().site_name.clone();
         let known = first_ping(replayer, &remote_pool, &site_name, &local_mirror_uuid).await?;
@@ -209,14 +193,8 @@ impl<'a> Session<'a> {
 
     /// Contends for the leadership, and leads, until something ends the session.
     async fn run(&self, control: &Arc<PoolControl>, cancel: &CancellationToken) -> Result<Ended, Failure> {
-        let leader = Leader::open(
-            &self.local,
-            &self.local_pool,
-            self.settings.leader_heartbeat_interval,
-        );
-        let mut leader = leader
-            .await
-            .map_err(failure("unable to initialize leader messenger object"))?;
+        let leader = Leader::open(&self.local, &self.local_pool, self.settings.leader_heartbeat_interval);
+        let mut leader = leader.await.map_err(failure("unable to initialize leader messenger object"))?;
         let stop = cancel.child_token();
         let ended = {
             let contest = self.contend(&mut leader, control, &stop);
@@ -277,8 +255,7 @@ impl<'a> Session<'a> {
 
     fn show_leader(&self, control: &PoolControl, owner: Option<u64>) {
         let leads = owner == Some(self.local.instance_id());
-        self.replayer
-            .attribute("leader", if leads { Value::Bool(true) } else { Value::Null });
+        self.replayer.attribute("leader", if leads { Value::Bool(true) } else { Value::Null });
         control.show(|view| {
             view.leader = leads;
             view.leader_instance_id = owner.map(|id| id.to_string()).unwrap_or_default();
@@ -288,12 +265,7 @@ impl<'a> Session<'a> {
     /// Waits until something that the session is built on changes.
     async fn changed(&self) -> Result<Ended, Failure> {
         let mut found = self.replayer.found.clone();
-        let ping = peer_ping::watch(
-            &self.remote_pool,
-            &self.site_name,
-            &self.local_mirror_uuid,
-            &self.known,
-        );
+        let ping = peer_ping::watch(&self.remote_pool, &self.site_name, &self.local_mirror_uuid, &self.known);
         tokio::select! {
             _ = found.wait_for(|found| !found.site_name.is_empty() && found.site_name != self.site_name) => {
                 Ok(Ended::Changed("this site got a new name".to_string()))
@@ -358,13 +330,7 @@ struct Namespaces<'a> {
 impl<'a> Namespaces<'a> {
     fn new(session: &'a Session<'a>, control: &'a Arc<PoolControl>) -> Self {
         let (running, tasks) = (BTreeMap::new(), JoinSet::new());
-        Namespaces {
-            session,
-            control,
-            orders: control.orders(),
-            running,
-            tasks,
-        }
+        Namespaces { session, control, orders: control.orders(), running, tasks }
     }
 
     /// Starts and ends replayers as namespaces come and go; comes back only with a reason to end the session.
@@ -398,10 +364,7 @@ impl<'a> Namespaces<'a> {
             if !names.contains_key(name) && !cancel.is_cancelled() {
                 cancel.cancel();
                 self.control.show(|view| drop(view.namespaces.remove(name)));
-                self.session
-                    .replayer
-                    .service
-                    .remove_namespace(self.session.replayer.pool, name);
+                self.session.replayer.service.remove_namespace(self.session.replayer.pool, name);
             }
         }
         for (name, remote_name) in names {
@@ -409,13 +372,10 @@ impl<'a> Namespaces<'a> {
                 continue;
             }
             let reports = Reports::default();
-            self.control
-                .show(|view| drop(view.namespaces.insert(name.clone(), reports.clone())));
+            self.control.show(|view| drop(view.namespaces.insert(name.clone(), reports.clone())));
             let context = self.session.namespace_context(&name, &remote_name, reports);
             let cancel = CancellationToken::new();
-            let task = self
-                .tasks
-                .spawn(namespace::run(context, self.orders.clone(), cancel.clone()));
+            let task = self.tasks.spawn(namespace::run(context, self.orders.clone(), cancel.clone()));
             self.running.insert(name, (cancel, task.id()));
         }
     }

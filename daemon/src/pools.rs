@@ -62,11 +62,7 @@ pub struct Found {
 impl Discovery {
     /// A search that publishes what it finds.
     pub fn new(service: ServiceDaemon) -> Self {
-        Discovery {
-            found: watch::Sender::default(),
-            service,
-            keys: BTreeMap::new(),
-        }
+        Discovery { found: watch::Sender::default(), service, keys: BTreeMap::new() }
     }
 
     /// What was found, whenever it changes.
@@ -82,16 +78,14 @@ impl Discovery {
             if site_name_read.is_none_or(|at| at.elapsed() >= KEYS_INTERVAL)
                 && let Some(site_name) = tolerate("the site's name", connect::site_name(cluster).await)?
             {
-                self.found
-                    .send_if_modified(|found| replace(&mut found.site_name, site_name));
+                self.found.send_if_modified(|found| replace(&mut found.site_name, site_name));
                 site_name_read = Some(round);
             }
             let mut interval = LOOK_INTERVAL_MIN;
             if let Some(pools) = tolerate("the pools", pools(cluster).await)? {
                 interval = interval.max(Duration::from_secs(1) * pools.len() as u32 / LOOKS_PER_SECOND_MAX);
                 let mirrored = self.look(cluster, pools).await?;
-                self.found
-                    .send_if_modified(|found| replace(&mut found.pools, mirrored));
+                self.found.send_if_modified(|found| replace(&mut found.pools, mirrored));
             }
             sleep(interval.saturating_sub(round.elapsed())).await;
         }
@@ -103,10 +97,7 @@ impl Discovery {
         let looks = pools.into_iter().map(async |(id, name)| {
             let peers = match timeout(LOOK_TIMEOUT, receiving_peers(cluster, id)).await {
                 Ok(peers) => peers,
-                Err(_) => Err(rados::Error::new(
-                    libc::ETIMEDOUT,
-                    "cannot read its mirroring settings",
-                )),
+                Err(_) => Err(rados::Error::new(libc::ETIMEDOUT, "cannot read its mirroring settings")),
             };
             (id, name, peers)
         });
@@ -117,8 +108,7 @@ impl Discovery {
                 Ok(Some(peers)) => {
                     self.service.add_pool(id, &name);
                     let (peers, trouble) = self.complete(cluster, id, peers).await?;
-                    self.service
-                        .callout(id, CALLOUT, trouble.map(|sentence| (Level::Warning, sentence)));
+                    self.service.callout(id, CALLOUT, trouble.map(|sentence| (Level::Warning, sentence)));
                     mirrored.insert(id, MirroredPool { name, peers });
                 }
                 Err(e) if e.class() == ErrorClass::Fenced => return Err(e),
@@ -127,8 +117,7 @@ impl Discovery {
                 Err(e) => {
                     if let Some(known) = known.get(&id) {
                         tracing::warn!("pool '{name}': {e}; going on with what is known of it");
-                        self.service
-                            .callout(id, CALLOUT, Some((Level::Warning, e.to_string())));
+                        self.service.callout(id, CALLOUT, Some((Level::Warning, e.to_string())));
                         mirrored.insert(id, known.clone());
                     } else {
                         // We may well have no access to a pool that is none of our business.
@@ -140,8 +129,7 @@ impl Discovery {
         for gone in known.keys().filter(|id| !mirrored.contains_key(id)) {
             self.service.remove_pool(*gone);
         }
-        self.keys
-            .retain(|(id, uuid), _| mirrored.get(id).is_some_and(|pool| pool.peers.contains_key(uuid)));
+        self.keys.retain(|(id, uuid), _| mirrored.get(id).is_some_and(|pool| pool.peers.contains_key(uuid)));
         Ok(mirrored)
     }
 
@@ -166,11 +154,7 @@ impl Discovery {
                     Err(e) => trouble = Some(e.to_string()),
                 }
             }
-            peer.keys = self
-                .keys
-                .get(&slot)
-                .map(|(_, keys)| keys.clone())
-                .unwrap_or_default();
+            peer.keys = self.keys.get(&slot).map(|(_, keys)| keys.clone()).unwrap_or_default();
             complete.insert(peer.uuid.clone(), peer);
         }
         Ok((complete, trouble))
@@ -188,11 +172,7 @@ async fn receiving_peers(cluster: &Cluster, pool: PoolId) -> Result<Option<Vec<P
     if mirroring.mode().await? == MirrorMode::Disabled {
         return Ok(None);
     }
-    let peers = mirroring
-        .peers()
-        .await?
-        .into_iter()
-        .filter(|peer| peer.direction != PeerDirection::Tx);
+    let peers = mirroring.peers().await?.into_iter().filter(|peer| peer.direction != PeerDirection::Tx);
     let peers = peers.map(|peer| Peer {
         uuid: peer.uuid,
         site_name: peer.site_name,

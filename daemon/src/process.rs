@@ -27,12 +27,8 @@ impl PidFile {
     /// Writes this process's id to `path`. Refused when another running process holds the file.
     pub fn write(path: &Path) -> anyhow::Result<Self> {
         let what = || format!("cannot write the pid file '{}'", path.display());
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(path)
-            .with_context(what)?;
+        let file =
+            OpenOptions::new().create(true).truncate(false).write(true).open(path).with_context(what)?;
         let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else {
             bail!(
                 "the pid file '{}' is held by another running process; is this daemon running already?",
@@ -41,10 +37,7 @@ impl PidFile {
         };
         lock.set_len(0).with_context(what)?;
         writeln!(&*lock, "{}", std::process::id()).with_context(what)?;
-        Ok(PidFile {
-            path: path.to_path_buf(),
-            _lock: lock,
-        })
+        Ok(PidFile { path: path.to_path_buf(), _lock: lock })
     }
 }
 
@@ -69,23 +62,13 @@ pub struct Identity {
 impl Identity {
     /// Looks up what `setuser` and `setgroup` name (names or numbers); `None` when neither is given.
     pub fn resolve(setuser: Option<&str>, setgroup: Option<&str>) -> anyhow::Result<Option<Self>> {
-        let user = setuser
-            .filter(|name| !name.is_empty())
-            .map(find_user)
-            .transpose()?;
-        let group = setgroup
-            .filter(|name| !name.is_empty())
-            .map(find_group)
-            .transpose()?;
+        let user = setuser.filter(|name| !name.is_empty()).map(find_user).transpose()?;
+        let group = setgroup.filter(|name| !name.is_empty()).map(find_group).transpose()?;
         if user.is_none() && group.is_none() {
             return Ok(None);
         }
         let (uid, primary, name) = user.unwrap_or((Uid::current(), None, None));
-        Ok(Some(Identity {
-            uid,
-            gid: group.or(primary).unwrap_or_else(Gid::current),
-            name,
-        }))
+        Ok(Some(Identity { uid, gid: group.or(primary).unwrap_or_else(Gid::current), name }))
     }
 
     /// Becomes this user for good. Nothing happens when the process already is.
@@ -93,12 +76,7 @@ impl Identity {
         if self.uid == Uid::effective() && self.gid == Gid::effective() {
             return Ok(());
         }
-        let what = || {
-            format!(
-                "cannot become user {} and group {}; only root can",
-                self.uid, self.gid
-            )
-        };
+        let what = || format!("cannot become user {} and group {}; only root can", self.uid, self.gid);
         match &self.name {
             Some(name) => nix::unistd::initgroups(name, self.gid).with_context(what)?,
             None => nix::unistd::setgroups(&[self.gid]).with_context(what)?,
@@ -150,10 +128,7 @@ mod tests {
     fn a_pid_file_is_held_and_removed() -> anyhow::Result<()> {
         let path = std::env::temp_dir().join(format!("rbd-mirror-pid-{}", std::process::id()));
         let held = PidFile::write(&path)?;
-        assert_eq!(
-            std::fs::read_to_string(&path)?.trim(),
-            std::process::id().to_string()
-        );
+        assert_eq!(std::fs::read_to_string(&path)?.trim(), std::process::id().to_string());
         assert!(PidFile::write(&path).is_err());
         drop(held);
         assert!(!path.exists());

@@ -40,17 +40,12 @@ impl Reports {
 
     /// An image's current report.
     pub fn get(&self, global_image_id: &str) -> Option<Report> {
-        self.lock()
-            .get(global_image_id)
-            .map(|report| report.borrow().clone())
+        self.lock().get(global_image_id).map(|report| report.borrow().clone())
     }
 
     /// The current reports.
     pub fn current(&self) -> Vec<(Arc<str>, Report)> {
-        self.lock()
-            .iter()
-            .map(|(id, report)| (id.clone(), report.borrow().clone()))
-            .collect()
+        self.lock().iter().map(|(id, report)| (id.clone(), report.borrow().clone())).collect()
     }
 
     /// Calls `visit` with each image and its current report.
@@ -63,10 +58,7 @@ impl Reports {
     /// Global id of the image whose local name is `name`.
     pub fn by_name(&self, name: &str) -> Option<Arc<str>> {
         let images = self.lock();
-        images
-            .iter()
-            .find(|(_, report)| report.borrow().image_name == name)
-            .map(|(id, _)| id.clone())
+        images.iter().find(|(_, report)| report.borrow().image_name == name).map(|(id, _)| id.clone())
     }
 
     /// Counts the images.
@@ -100,14 +92,7 @@ mod tests {
         let failed = reports.open(&b, Report::new(ReplayState::Error, "split-brain"));
         sender.send_modify(|report| report.image_name = "disk".into());
         assert_eq!(reports.by_name("disk"), Some(a));
-        assert_eq!(
-            reports.counts(),
-            Counts {
-                assigned: 2,
-                warning: 0,
-                error: 1
-            }
-        );
+        assert_eq!(reports.counts(), Counts { assigned: 2, warning: 0, error: 1 });
         drop(failed);
         reports.close("b");
         assert_eq!(reports.current().len(), 1);

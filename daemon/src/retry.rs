@@ -103,10 +103,7 @@ mod tests {
         let mut backoff = Backoff::new(ms(100), ms(350));
         for interval in [100, 200, 350, 350] {
             let delay = backoff.next_delay();
-            assert!(
-                delay >= ms(interval) / 2 && delay <= ms(interval),
-                "{delay:?} for {interval} ms"
-            );
+            assert!(delay >= ms(interval) / 2 && delay <= ms(interval), "{delay:?} for {interval} ms");
         }
         backoff.reset();
         assert!(backoff.next_delay() <= ms(100));
@@ -119,11 +116,7 @@ mod tests {
         let mut attempts = 0;
         let outcome = transient("test", &cancel, backoff.clone(), || {
             attempts += 1;
-            let errno = if attempts < 3 {
-                libc::ETIMEDOUT
-            } else {
-                libc::ESHUTDOWN
-            };
+            let errno = if attempts < 3 { libc::ETIMEDOUT } else { libc::ESHUTDOWN };
             async move { Err::<(), _>(rados::Error::new(errno, "cannot test")) }
         })
         .await;
@@ -131,13 +124,7 @@ mod tests {
         assert_eq!(attempts, 3);
 
         cancel.cancel();
-        let outcome = transient(
-            "test",
-            &cancel,
-            backoff,
-            std::future::pending::<rados::Result<()>>,
-        )
-        .await;
+        let outcome = transient("test", &cancel, backoff, std::future::pending::<rados::Result<()>>).await;
         assert!(matches!(outcome, Err(GaveUp::Cancelled)));
     }
 }

@@ -124,19 +124,12 @@ impl ServiceDaemon {
         let id = client_name.split_once('.').map_or(client_name, |(_, id)| id);
         let instance_id = cluster.instance_id().to_string();
         let metadata = vec![
-            (
-                "id".to_string(),
-                id.strip_prefix(ID_PREFIX).unwrap_or(id).to_string(),
-            ),
+            ("id".to_string(), id.strip_prefix(ID_PREFIX).unwrap_or(id).to_string()),
             ("instance_id".to_string(), instance_id.clone()),
         ];
-        cluster
-            .service_register("rbd-mirror", &instance_id, metadata)
-            .await?;
+        cluster.service_register("rbd-mirror", &instance_id, metadata).await?;
         loop {
-            cluster
-                .service_update_status(vec![("json".to_string(), self.json().to_string())])
-                .await?;
+            cluster.service_update_status(vec![("json".to_string(), self.json().to_string())]).await?;
             tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
                 () = tokio::time::sleep(PUBLISH_INTERVAL_MIN) => {}
@@ -150,11 +143,7 @@ impl ServiceDaemon {
 
     fn json(&self) -> Value {
         let pools = self.pools();
-        pools
-            .iter()
-            .map(|(id, pool)| (id.to_string(), pool.json()))
-            .collect::<Map<_, _>>()
-            .into()
+        pools.iter().map(|(id, pool)| (id.to_string(), pool.json())).collect::<Map<_, _>>().into()
     }
 
     fn with(&self, pool: PoolId, change: impl FnOnce(&mut Pool)) {
@@ -202,20 +191,12 @@ mod tests {
         let service = ServiceDaemon::default();
         let pool = PoolId(2);
         service.attribute(pool, "", "leader", true);
-        assert_eq!(
-            service.json(),
-            json!({}),
-            "a pool that was not added has no attributes"
-        );
+        assert_eq!(service.json(), json!({}), "a pool that was not added has no attributes");
         service.add_pool(pool, "data");
         service.attribute(pool, "", "leader", true);
         service.attribute(pool, "", "instance_id", "4711");
         service.attribute(pool, "ns", "image_local_count", 3);
-        service.callout(
-            pool,
-            "connect",
-            Some((Level::Error, "unable to connect to remote cluster".into())),
-        );
+        service.callout(pool, "connect", Some((Level::Error, "unable to connect to remote cluster".into())));
         assert_eq!(
             service.json(),
             json!({"2": {
@@ -226,10 +207,7 @@ mod tests {
         service.callout(pool, "connect", None);
         service.attribute(pool, "", "leader", Value::Null);
         service.remove_namespace(pool, "ns");
-        assert_eq!(
-            service.json(),
-            json!({"2": {"name": "data", "instance_id": "4711", "callouts": {}}})
-        );
+        assert_eq!(service.json(), json!({"2": {"name": "data", "instance_id": "4711", "callouts": {}}}));
         service.remove_pool(pool);
         assert_eq!(service.json(), json!({}));
     }

@@ -88,9 +88,6 @@ mod tests {
     #[test]
     fn values_are_read_by_name() {
         let one = |name: &str| (name == "rbd_mirror_leader_heartbeat_interval").then(|| "0.5".to_string());
-        assert_eq!(
-            Settings::read(one).leader_heartbeat_interval,
-            Duration::from_millis(500)
-        );
+        assert_eq!(Settings::read(one).leader_heartbeat_interval, Duration::from_millis(500));
     }
 }

@@ -95,11 +95,9 @@ impl Publisher {
             for (id, change) in batch {
                 op = match change {
                     Change::Set(report) => op.exec("rbd", "mirror_image_status_set", self.encode(id, report)),
-                    Change::Remove => op.exec(
-                        "rbd",
-                        "mirror_image_status_remove",
-                        Encoder::new().string(id).finish(),
-                    ),
+                    Change::Remove => {
+                        op.exec("rbd", "mirror_image_status_remove", Encoder::new().string(id).finish())
+                    }
                 };
             }
             self.ioctx.write(op).await?;
@@ -127,11 +125,8 @@ impl Publisher {
     }
 
     fn encode(&self, global_image_id: &str, report: &Report) -> bytes::Bytes {
-        let status = SiteStatus::new(
-            self.mirror_uuid.as_str(),
-            state(report.state),
-            report.description.as_str(),
-        );
+        let status =
+            SiteStatus::new(self.mirror_uuid.as_str(), state(report.state), report.description.as_str());
         Encoder::new().string(global_image_id).value(&status).finish()
     }
 }

@@ -28,24 +28,14 @@ pub async fn run(connector: Connector, control: Control, cancel: CancellationTok
     let service = ServiceDaemon::default();
     let mut discovery = Discovery::new(service.clone());
     let backoff = Backoff::new(PAUSE_MIN, PAUSE_MAX);
-    let connect = || {
-        transient(
-            "connecting to the local cluster",
-            &cancel,
-            backoff.clone(),
-            || connector.local(),
-        )
-    };
+    let connect =
+        || transient("connecting to the local cluster", &cancel, backoff.clone(), || connector.local());
     let mut cluster = match connect().await {
         Ok(cluster) => cluster,
         Err(GaveUp::Cancelled) => return Ok(()),
         Err(GaveUp::Failed(e)) => return Err(e.into()),
     };
-    tracing::info!(
-        "connected to cluster {} as client.{}",
-        cluster.fsid(),
-        cluster.instance_id()
-    );
+    tracing::info!("connected to cluster {} as client.{}", cluster.fsid(), cluster.instance_id());
     let replayers = Replayers::new(connector.clone(), control, service.clone(), discovery.found());
     let replayers_ended = tokio::spawn(replayers.run(cancel.clone()));
     let mut reconnects = backoff.clone();
@@ -127,13 +117,7 @@ impl Replayers {
         service: ServiceDaemon,
         found: watch::Receiver<Found>,
     ) -> Self {
-        Replayers {
-            connector,
-            control,
-            service,
-            found,
-            running: BTreeMap::new(),
-        }
+        Replayers { connector, control, service, found, running: BTreeMap::new() }
     }
 
     async fn run(mut self, cancel: CancellationToken) {
@@ -158,15 +142,11 @@ impl Replayers {
 
     fn reconcile(&mut self, found: &Found) {
         let wanted = found.pools.iter().flat_map(|(id, pool)| {
-            pool.peers
-                .values()
-                .map(|peer| ((*id, peer.uuid.clone()), (pool.name.clone(), peer.clone())))
+            pool.peers.values().map(|peer| ((*id, peer.uuid.clone()), (pool.name.clone(), peer.clone())))
         });
         let wanted: BTreeMap<_, _> = wanted.collect();
         let is_wanted = |key: &(PoolId, String), running: &Running| {
-            wanted
-                .get(key)
-                .is_some_and(|(name, peer)| *name == running.pool_name && *peer == running.peer)
+            wanted.get(key).is_some_and(|(name, peer)| *name == running.pool_name && *peer == running.peer)
         };
         let stale: Vec<_> = self
             .running
@@ -210,15 +190,7 @@ impl Replayers {
             }
             replayer.run(token).await;
         });
-        self.running.insert(
-            key,
-            Running {
-                pool_name,
-                peer,
-                cancel,
-                task,
-            },
-        );
+        self.running.insert(key, Running { pool_name, peer, cancel, task });
     }
 }
 

@@ -31,6 +31,7 @@ async fn one_daemon_at_a_time_works_on_a_pool() -> Result<()> {
     step("sleeper", a_leader_that_sleeps_is_fenced_and_comes_back(b)).await?;
     step("fenced", a_fenced_daemon_starts_over(b)).await?;
     step("Ceph's", cephs_daemon_and_ours_take_turns(b)).await?;
+    step("take back", images_are_taken_back_from_cephs_daemons(a, b)).await?;
     step("orders", orders_are_followed(b)).await?;
     step("new pools", new_pools_and_namespaces_are_found(&clusters)).await?;
     Ok(())
@@ -172,6 +173,39 @@ async fn cephs_daemon_and_ours_take_turns(b: &Cluster) -> Result<()> {
     ensure!(took < TAKEOVER, "{took:?}; {}", ours_now.log_tail(20));
     is_blocklisted(b, &dead).await?;
     ours_now.end().await
+}
+
+/// Two daemons of Ceph's share the images. When their leader dies, the other one goes on with its share; ours, leading
+/// now, must take that back before it works on it.
+async fn images_are_taken_back_from_cephs_daemons(a: &Cluster, b: &Cluster) -> Result<()> {
+    let mut leader = start(b, &DaemonKind::Ceph, "c").await?;
+    leads_within(&leader, LONG).await?;
+    let mut other = start(b, &DaemonKind::Ceph, "d").await?;
+    knows_leader(&other, &leader).await?;
+    a.create_image("rbd/second", 4 << 20, &[]).await?;
+    a.rbd(&["mirror", "image", "enable", "rbd/second", "snapshot"]).await?;
+    let shares = |pool: &Value| pool["image_replayers"].as_array().map_or(0, Vec::len);
+    wait::until("Ceph's daemons to share the images", LONG, || async {
+        Ok((shares(&pool(&other).await?) > 0 && shares(&pool(&leader).await?) > 0).then_some(()))
+    })
+    .await
+    .with_context(|| leader.log_tail(20))?;
+
+    leader.kill(Signal::SIGKILL);
+    leader.wait(LONG).await?;
+    let mut ours_now = start(b, &ours(), "a").await?;
+    let took = leads_within(&ours_now, LONG).await?;
+    println!("ours leads {took:?} after its start beside a killed leader with a living follower");
+    ensure!(took < TAKEOVER, "{took:?}; {}", ours_now.log_tail(20));
+    wait::until("ours to work on both images", LONG, || async {
+        Ok((shares(&pool(&ours_now).await?) == 2).then_some(()))
+    })
+    .await?;
+    let left = pool(&other).await?;
+    ensure!(shares(&left) == 0, "Ceph's daemon still works on images: {left}");
+    ours_now.end().await?;
+    // How Ceph's daemon ends is its own affair.
+    other.stop(LONG).await.map(drop)
 }
 
 async fn orders_are_followed(b: &Cluster) -> Result<()> {

@@ -4,7 +4,7 @@
 //! stand by. Ceph's daemons use the same lock, so that one of theirs and one of ours never work on one pool at once:
 //!
 //! * While one of ours leads, Ceph's see its lock and its heartbeats and idle: they replay only what a leader assigns
-//!   to them, and ours assigns nothing.
+//!   to them, and ours assigns nothing and takes back what an earlier leader had assigned (`namespace/instances.rs`).
 //! * While one of Ceph's leads, ours must not look like an instance to which images can be assigned. It does not
 //!   register as one, and does not answer heartbeats; it does not even watch the leader object, but looks at the lock
 //!   twice a second. For the same reason it registers no instance while it leads: should it die, the next leader would

@@ -41,13 +41,8 @@ struct Image {
 }
 
 enum Phase {
-    Running {
-        cancel: CancellationToken,
-        since: Instant,
-    },
-    Waiting {
-        until: Instant,
-    },
+    Running { cancel: CancellationToken, since: Instant },
+    Waiting { until: Instant },
     Stopped,
 }
 
@@ -77,9 +72,7 @@ impl Images {
         for id in local.union(remote) {
             if !self.images.contains_key(id.as_str()) {
                 let image = Image {
-                    phase: Phase::Waiting {
-                        until: Instant::now(),
-                    },
+                    phase: Phase::Waiting { until: Instant::now() },
                     changed: Arc::default(),
                     listed: (local.contains(id), remote.contains(id)),
                     backoff: Backoff::new(RETRY_MIN, self.ctx.retry_interval_max.max(RETRY_MIN)),
@@ -142,11 +135,7 @@ impl Images {
                 Phase::Running { cancel, .. } if stopped || restarted => cancel.cancel(),
                 Phase::Waiting { .. } if stopped => self.stop(&id),
                 Phase::Waiting { until } if restarted => *until = Instant::now(),
-                Phase::Stopped if !stopped => {
-                    image.phase = Phase::Waiting {
-                        until: Instant::now(),
-                    }
-                }
+                Phase::Stopped if !stopped => image.phase = Phase::Waiting { until: Instant::now() },
                 _ => {}
             }
         }
@@ -161,10 +150,7 @@ impl Images {
         };
         let id = self.by_task.remove(&task)?;
         if let Ok(Outcome::Fenced) = outcome {
-            return Some(Err(Error::new(
-                libc::ESHUTDOWN,
-                format!("image {id} cannot be mirrored any more"),
-            )));
+            return Some(Err(Error::new(libc::ESHUTDOWN, format!("image {id} cannot be mirrored any more"))));
         }
         if let Err(e) = &outcome {
             tracing::error!("the task of image {id} broke: {e}; this is a bug, please report it");
@@ -183,14 +169,8 @@ impl Images {
                 }
                 _ => false,
             };
-            let pause = if told {
-                Duration::ZERO
-            } else {
-                image.backoff.next_delay()
-            };
-            image.phase = Phase::Waiting {
-                until: Instant::now() + pause,
-            };
+            let pause = if told { Duration::ZERO } else { image.backoff.next_delay() };
+            image.phase = Phase::Waiting { until: Instant::now() + pause };
         }
         Some(Ok(()))
     }
@@ -222,10 +202,7 @@ impl Images {
             return;
         };
         let cancel = CancellationToken::new();
-        image.phase = Phase::Running {
-            cancel: cancel.clone(),
-            since: Instant::now(),
-        };
+        image.phase = Phase::Running { cancel: cancel.clone(), since: Instant::now() };
         let report = match self.ctx.reports.get(&id) {
             // An image that is started again keeps its last words until it has new ones.
             Some(last) => self.ctx.reports.open(&id, last),
@@ -258,19 +235,8 @@ impl Images {
 
     /// Reports on behalf of an image that has no task.
     fn reopen(&self, id: &Arc<str>, state: ReplayState, description: &str) {
-        let image_name = self
-            .ctx
-            .reports
-            .get(id)
-            .map(|last| last.image_name)
-            .unwrap_or_default();
-        self.ctx.reports.open(
-            id,
-            Report {
-                image_name,
-                ..Report::new(state, description)
-            },
-        );
+        let image_name = self.ctx.reports.get(id).map(|last| last.image_name).unwrap_or_default();
+        self.ctx.reports.open(id, Report { image_name, ..Report::new(state, description) });
     }
 
     fn key(&self, id: &Arc<str>) -> ImageKey {

@@ -10,6 +10,7 @@
 //! Reference: `src/tools/rbd_mirror/NamespaceReplayer.cc`, `InstanceReplayer.cc`, `PoolWatcher.cc`.
 
 mod images;
+mod instances;
 mod side;
 
 use std::sync::Arc;
@@ -108,6 +109,7 @@ impl Namespace {
     }
 
     async fn work(&mut self) -> Result<()> {
+        instances::take_back(&self.ctx.local, self.ctx.local.backend().instance_id()).await?;
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut refreshes = interval(self.ctx.refresh_interval.max(TICK));
@@ -156,9 +158,7 @@ impl Namespace {
     fn count(&self) {
         let counts = self.ctx.reports.counts();
         let set = |key, count: usize| {
-            self.ctx
-                .service
-                .attribute(self.ctx.pool, self.ctx.local.namespace(), key, count as u64);
+            self.ctx.service.attribute(self.ctx.pool, self.ctx.local.namespace(), key, count as u64);
         };
         set("image_local_count", self.local.images().len());
         set("image_remote_count", self.remote.images().len());

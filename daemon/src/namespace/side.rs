@@ -22,12 +22,7 @@ pub struct Side {
 impl Side {
     /// The side of this cluster and namespace; nothing is read yet.
     pub fn new(ioctx: &IoCtx) -> Self {
-        Side {
-            mirroring: Mirroring::new(ioctx),
-            watch: None,
-            images: BTreeSet::new(),
-            stale: true,
-        }
+        Side { mirroring: Mirroring::new(ioctx), watch: None, images: BTreeSet::new(), stale: true }
     }
 
     /// Global ids of the images, as last read.
