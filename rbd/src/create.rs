@@ -3,7 +3,8 @@
 //! The order is librbd's: directory entry, id object, header, striping, object map; for a clone then the link to the
 //! parent, the operation feature, the registration with the parent, the parent's metadata. Stock tools see the image
 //! from the id object on. Called again with the same id and the same properties, each function completes what was cut
-//! off. When it fails it removes what this very call made, so that the name is free again.
+//! off. When it fails for good it removes what this very call made, so that the name is free again; behind a failure that
+//! may go away, it is to be called again. Note the id elsewhere first (mirroring does), or it is lost with the process.
 //!
 //! Mirroring and journals are left to the caller.
 //!
@@ -12,7 +13,7 @@
 use bytes::Bytes;
 use rados::encoding::Encoder;
 use rados::error::ResultExt;
-use rados::{Error, IoCtx, PoolId, Result, SnapId, WriteOp, WriteSub};
+use rados::{Error, ErrorClass, IoCtx, PoolId, Result, SnapId, WriteOp, WriteSub};
 
 use crate::children::{self, CloneFormat, parent_ioctx};
 use crate::directory;
@@ -143,7 +144,10 @@ pub async fn create(ioctx: &IoCtx, new: &NewImage) -> Result<Image> {
     match create_parts(ioctx, new, features, &layout, &mut made).await {
         Ok(header) => Ok(Image::of(ioctx, &new.name, &header)),
         Err(error) => {
-            undo(ioctx, new, &made).await;
+            // What a failure that may go away has left is unknown, and of use to the next call.
+            if error.class() == ErrorClass::Permanent {
+                undo(ioctx, new, &made).await;
+            }
             Err(error.context(format!("cannot create image '{}' ({})", new.name, new.id)))
         }
     }

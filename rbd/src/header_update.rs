@@ -8,6 +8,9 @@
 //! librbd does not assert its lock in these writes: a client that lost it is blocklisted before the next one gets it.
 //! [`HeaderUpdate::if_locked`] asserts it anyway, for a writer that wants to be sure.
 //!
+//! Those who have the image open learn of it from a notification, which is the caller's to send, once for all he does:
+//! [`crate::watch_notify::notify_header_update`].
+//!
 //! Reference: `src/cls/rbd/cls_rbd.cc`, `src/cls/lock/cls_lock.cc`.
 
 use std::collections::BTreeMap;

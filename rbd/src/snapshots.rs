@@ -12,6 +12,9 @@
 //! parent when nothing else refers to it; merge its object map into the next newer one; remove mirroring's image state;
 //! give back the id (OSDs trim the data); remove the record last.
 //!
+//! Those who have the image open learn of it from a notification, which is the caller's to send, once for all he does:
+//! [`crate::watch_notify::notify_header_update`].
+//!
 //! Reference: `src/librbd/operation/Snapshot*Request.cc`, `src/librbd/object_map/Snapshot*Request.cc`.
 
 use rados::error::ResultExt;

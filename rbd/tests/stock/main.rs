@@ -4,6 +4,7 @@
 //! All scenarios share one cluster, because starting one takes longer than they do.
 
 mod clones;
+mod crashes;
 mod creation;
 mod headers;
 mod object_maps;
@@ -60,6 +61,13 @@ fn main() -> ExitCode {
                 object_maps::maps_agree_with_the_class_methods,
                 object_maps::fast_diff_agrees_with_stock,
                 object_maps::a_lock_guards_the_map,
+                crashes::creation,
+                crashes::cloning,
+                crashes::making_snapshots,
+                crashes::removing_snapshots,
+                crashes::renaming,
+                crashes::removing,
+                crashes::trashing,
                 removal::nothing_is_left,
                 removal::images_in_use_stay,
                 removal::trash_is_shared_with_stock_tools,
