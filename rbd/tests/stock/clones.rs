@@ -1,8 +1,9 @@
 //! Clones of both formats.
 
 use anyhow::{Context, Result, ensure};
+use rados::SnapId;
 use rbd::types::ChildImage;
-use rbd::{CloneFormat, Image, ImageHeader, NewImage, ParentSpec, children, create};
+use rbd::{CloneFormat, Features, Image, ImageHeader, NewImage, ParentSpec, children, create, snapshots};
 
 use crate::world::{DEFAULT_FEATURES, NAMESPACE, OTHER_POOL, POOL, World};
 
@@ -92,5 +93,41 @@ pub async fn clones_are_known_on_both_sides(world: &World) -> Result<()> {
     let header: ImageHeader = of_v2.read_header().await?;
     ensure!(header.parent.is_none() && header.parent_spec.is_none(), "the link is still there");
     world.stock.snap_unprotect(&format!("{POOL}/aunt@s")).await?;
+    Ok(())
+}
+
+/// A snapshot of a clone stays a clone when the head is flattened; the last one to go takes the registration along.
+pub async fn snapshots_stay_clones(world: &World) -> Result<()> {
+    let (_, of) = parent(world, "granny").await?;
+    let shallow = DEFAULT_FEATURES.without(Features::DEEP_FLATTEN);
+    let new = world.new_image("shallow", 30 << 20, shallow);
+    let image = create::create_clone(&world.other, &new, &of, CloneFormat::V2).await?;
+    world.stock.snap_create(&format!("{OTHER_POOL}/shallow@old")).await?;
+    world.stock.resize(&format!("{OTHER_POOL}/shallow"), 10 << 20).await?;
+    let header = image.read_header().await?;
+    let snap = header.user_snapshot("old").context("a snapshot")?.id;
+    ensure!(header.parent_at(SnapId::HEAD) == Some(&of.overlapping(10 << 20)), "of the head: {header:?}");
+    ensure!(header.parent_at(snap) == Some(&of.overlapping(30 << 20)), "of the snapshot: {header:?}");
+
+    world.stock.rbd(&["flatten", "--no-progress", &format!("{OTHER_POOL}/shallow")]).await?;
+    let header = image.read_header().await?;
+    ensure!(header.parent.is_none() && header.parent_spec == Some(of.clone()), "flattened: {header:?}");
+    ensure!(header.parent_at(snap).is_some(), "the snapshot lost its parent");
+    snapshots::remove(&image, &header, snap).await?;
+    let header = image.read_header().await?;
+    ensure!(header.parent_spec.is_none() && header.op_features.0 == 0, "the link is left: {header:?}");
+    ensure!(children::v2_children(&world.pool, &of.image, of.snap).await?.is_empty(), "still registered");
+
+    // A deep flatten takes the snapshots along.
+    let new = world.new_image("deep", 30 << 20, DEFAULT_FEATURES);
+    let image = create::create_clone(&world.other, &new, &of, CloneFormat::V2).await?;
+    world.stock.snap_create(&format!("{OTHER_POOL}/deep@old")).await?;
+    children::detach(&image, &image.read_header().await?).await?;
+    let header = image.read_header().await?;
+    ensure!(
+        header.parent_spec.is_none() && header.snapshots.values().all(|snap| snap.parent.is_none()),
+        "deep"
+    );
+    ensure!(children::v2_children(&world.pool, &of.image, of.snap).await?.is_empty(), "still registered");
     Ok(())
 }

@@ -4,8 +4,13 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
+use rados::SnapId;
+use rados::lock::{LockKind, LockRequest};
+use rbd::header_update::LOCK_NAME;
+use rbd::types::{MirrorSnapshot, MirrorSnapshotState};
 use rbd::{
-    HeaderUpdate, Image, ImageHeader, NewSnapshot, SnapshotNamespace, create, header_update, snapshots,
+    Features, HeaderUpdate, Image, ImageFlags, ImageHeader, NewSnapshot, SnapshotNamespace, create,
+    header_update, snapshots,
 };
 
 use crate::world::{DEFAULT_FEATURES, POOL, World};
@@ -57,7 +62,7 @@ pub async fn headers_tell_what_stock_tools_tell(world: &World) -> Result<()> {
 }
 
 pub async fn large_headers_are_read_whole(world: &World) -> Result<()> {
-    let new = world.new_image("large", 4 << 20, rbd::Features::LAYERING);
+    let new = world.new_image("large", 4 << 20, Features::LAYERING);
     let image = create::create(&world.pool, &new).await?;
     let metadata: BTreeMap<String, Bytes> =
         (0..2500).map(|i| (format!("key {i:05}"), Bytes::from(format!("value {i}")))).collect();
@@ -123,5 +128,88 @@ pub async fn headers_are_consistent_under_changes(world: &World) -> Result<()> {
     }
     ensure!(first.version < image.read_header().await?.version, "the version did not grow");
     ensure!(reads > 10 && with_snapshot > 0, "{reads} readings saw {with_snapshot} snapshots");
+    Ok(())
+}
+
+/// Every kind of update, told by stock tools or read back.
+pub async fn updates_take_effect(world: &World) -> Result<()> {
+    let new = world.new_image("updated", 40 << 20, DEFAULT_FEATURES);
+    let image = create::create(&world.pool, &new).await?;
+    let spec = format!("{POOL}/updated");
+    let update = || HeaderUpdate::of(&new.id);
+    update().set_size(30 << 20).apply(&world.pool).await?;
+    update().set_features(Features::NON_PRIMARY, Features::NON_PRIMARY).apply(&world.pool).await?;
+    let bad = ImageFlags::OBJECT_MAP_INVALID;
+    update().set_flags(bad, bad, SnapId::HEAD).apply(&world.pool).await?;
+    let info = world.stock.rbd_json(&["info", &spec]).await?;
+    ensure!(info["size"] == 30 << 20, "size: {info}");
+    ensure!(info["features"].to_string().contains("non-primary"), "features: {info}");
+    ensure!(info["flags"].to_string().contains("object map invalid"), "flags: {info}");
+    update().set_flags(ImageFlags::default(), bad, SnapId::HEAD).apply(&world.pool).await?;
+    update().set_features(Features::default(), Features::NON_PRIMARY).apply(&world.pool).await?;
+    let refused = update().set_features(Features::STRIPINGV2, Features::STRIPINGV2).apply(&world.pool).await;
+    ensure!(refused.as_ref().is_err_and(|e| e.is(libc::EINVAL)), "an immutable feature: {refused:?}");
+    let before = image.read_header().await?;
+    ensure!(before.flags.0 == 0 && before.features == DEFAULT_FEATURES, "{before:?}");
+    update().touch_modified().touch_accessed().apply(&world.pool).await?;
+    let after = image.read_header().await?;
+    ensure!(after.modified > before.modified && after.accessed > before.accessed, "times");
+
+    // Nothing happens without the lock.
+    let refused = update().if_locked("auto 1", "internal").set_size(1).apply(&world.pool).await;
+    ensure!(refused.as_ref().is_err_and(|e| e.is(libc::EBUSY)), "changed without the lock: {refused:?}");
+    let lock = LockRequest::new(LOCK_NAME, LockKind::Exclusive, "auto 1").tagged("internal");
+    world.pool.lock(&format!("rbd_header.{}", new.id), &lock).await?;
+    update().if_locked("auto 1", "internal").set_size(20 << 20).apply(&world.pool).await?;
+    world.pool.unlock(&format!("rbd_header.{}", new.id), LOCK_NAME, "auto 1").await?;
+    ensure!(image.read_header().await?.size == 20 << 20, "size under the lock");
+    Ok(())
+}
+
+pub async fn mirror_snapshots_are_updated(world: &World) -> Result<()> {
+    let new = world.new_image("mirrored", 8 << 20, DEFAULT_FEATURES);
+    let image = create::create(&world.pool, &new).await?;
+    let mirror = |state, peers: &[&str]| MirrorSnapshot {
+        state,
+        complete: false,
+        mirror_peer_uuids: peers.iter().map(|peer| peer.to_string()).collect(),
+        primary_mirror_uuid: "primary uuid".to_string(),
+        primary_snap_id: SnapId(123),
+        last_copied_object_number: 0,
+        snap_seqs: [(SnapId(5), SnapId(6)), (SnapId(7), SnapId(9))].into(),
+    };
+    let make = async |name: &str, mirror: MirrorSnapshot| {
+        let namespace = SnapshotNamespace::Mirror(mirror);
+        let new = NewSnapshot { name: name.to_string(), namespace, id: None, skip_object_map: true };
+        anyhow::Ok(snapshots::create(&image, &image.read_header().await?, &new).await?)
+    };
+    let primary =
+        make(".mirror.primary.x", mirror(MirrorSnapshotState::Primary, &["peer a", "peer b"])).await?;
+    let copy = make(".mirror.non_primary.x", mirror(MirrorSnapshotState::NonPrimary, &[])).await?;
+    let update = || HeaderUpdate::of(&new.id);
+    update().unlink_peer(primary, "peer a").apply(&world.pool).await?;
+    let refused = update().unlink_peer(primary, "peer a").apply(&world.pool).await;
+    ensure!(refused.as_ref().is_err_and(|e| e.is_not_found()), "unlinked twice: {refused:?}");
+    update().set_copy_progress(copy, false, 17).apply(&world.pool).await?;
+
+    let header = image.read_header().await?;
+    let of =
+        |header: &ImageHeader, snap| header.snapshots[&snap].mirror().cloned().context("a mirror-snapshot");
+    let expected = mirror(MirrorSnapshotState::Primary, &["peer b"]);
+    ensure!(of(&header, primary)? == expected, "{:?}", header.snapshots[&primary]);
+    let mut expected = mirror(MirrorSnapshotState::NonPrimary, &[]);
+    expected.last_copied_object_number = 17;
+    ensure!(of(&header, copy)? == expected, "{:?}", header.snapshots[&copy]);
+    update().set_copy_progress(copy, true, 2).apply(&world.pool).await?;
+    ensure!(of(&image.read_header().await?, copy)?.complete, "not complete");
+    ensure!(image.object_map(copy).load().await.is_err(), "an object map was made against the wish");
+
+    let listed = world.stock.rbd_json(&["snap", "ls", "--all", &format!("{POOL}/mirrored")]).await?;
+    let listed = listed.to_string();
+    ensure!(listed.contains("peer b") && !listed.contains("peer a"), "rbd snap ls: {listed}");
+    ensure!(
+        listed.contains(r#""state":"non-primary""#) && listed.contains("primary uuid"),
+        "rbd snap ls: {listed}"
+    );
     Ok(())
 }
