@@ -16,11 +16,11 @@ build: deps ## Build the daemon: target/release/rbd-mirror
 	$(CARGO) build --release --locked -p daemon
 
 demo: build ## Two clusters, a mirrored pool, and a tour of it; leaves the clusters running
-	$(CARGO) build --release --locked -p tests --bin clusters
-	@scripts/demo $(DEMO_DIR)
+	$(CARGO) build --release --locked -p tests --bin demo
+	@$(CARGO) run --release --locked --quiet -p tests --bin demo -- up $(DEMO_DIR)
 
 demo-down: ## End what the demo started and remove its folder
-	@scripts/demo-down $(DEMO_DIR)
+	@$(CARGO) run --release --locked --quiet -p tests --bin demo -- down $(DEMO_DIR)
 
 test: deps ## Run all tests, on real clusters
 	$(CARGO) build --locked --workspace --all-targets
