@@ -92,6 +92,18 @@ pub enum LockState {
     Fenced(Error),
 }
 
+/// Who carries out an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delegated {
+    /// The owner of the lock did it.
+    DoneByOwner,
+    /// We hold the lock now: the caller is to do it.
+    LockedByUs,
+}
+
+/// Pause before the owner is asked again for an operation that nobody took on.
+const DELEGATE_RETRY: Duration = Duration::from_millis(100);
+
 /// What a lock's task publishes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LockReport {
@@ -182,6 +194,30 @@ impl ExclusiveLock {
     /// EOPNOTSUPP when the owner cannot do it. Any other error is the operation's own. Cancel-safe: the owner carries on.
     pub async fn ask_owner(&self, operation: Operation) -> Result<()> {
         self.ask(|answer| Command::AskOwner { operation, answer }).await
+    }
+
+    /// Has `operation` carried out by the owner of the lock if there is one who can, and else takes the lock so that the
+    /// caller can do it himself; waits for a live owner who cannot. Errors are those of [`ExclusiveLock::acquire`] and of
+    /// the operation. An operation that was interrupted is asked for again: one that cannot be done twice then says so
+    /// (EEXIST, ENOENT).
+    pub async fn delegate(&self, operation: Operation) -> Result<Delegated> {
+        loop {
+            if self.try_acquire().await? {
+                return Ok(Delegated::LockedByUs);
+            }
+            match self.ask_owner(operation.clone()).await {
+                Ok(()) => return Ok(Delegated::DoneByOwner),
+                Err(e) if e.is(libc::EOPNOTSUPP) => {
+                    self.acquire().await?;
+                    return Ok(Delegated::LockedByUs);
+                }
+                // He is about to give it up, has only just taken it, or is dead but not yet known to be.
+                Err(e) if e.is(libc::ETIMEDOUT) || e.is(libc::ERESTART) => {
+                    tokio::time::sleep(DELEGATE_RETRY).await
+                }
+                Err(e) => return Err(e),
+            }
+        }
     }
 
     /// Asks the OSD whether we still hold the lock. EBUSY, ENOENT or ESHUTDOWN when not.

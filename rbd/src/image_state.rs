@@ -145,7 +145,12 @@ pub async fn read_image_state(ioctx: &IoCtx, image: &ImageId, snap: SnapId) -> R
 
 /// Writes the state of an image at one of its mirror-snapshots; overwrites what is there. A state whose writing was
 /// interrupted lacks object 0, or has the one of an earlier attempt with the same content.
-pub async fn write_image_state(ioctx: &IoCtx, image: &ImageId, snap: SnapId, state: &ImageState) -> Result<()> {
+pub async fn write_image_state(
+    ioctx: &IoCtx,
+    image: &ImageId,
+    snap: SnapId,
+    state: &ImageState,
+) -> Result<()> {
     let order = ioctx.backend().config("rbd_default_order").and_then(|order| order.parse().ok());
     let order: u32 = order.filter(|order| (12..=25).contains(order)).unwrap_or(ORDER_DEFAULT);
     for (index, part) in parts(state, 1 << order).into_iter().enumerate().rev() {
@@ -242,10 +247,14 @@ pub fn resync_key(mirror_uuid: &str) -> String {
 
 fn parse_resync(value: &[u8]) -> std::result::Result<bool, DecodeError> {
     let json: Option<serde_json::Value> = serde_json::from_slice(value).ok();
-    let requested = json.as_ref().and_then(|json| json.get("resync_requested")).and_then(|value| value.as_bool());
+    let requested =
+        json.as_ref().and_then(|json| json.get("resync_requested")).and_then(|value| value.as_bool());
     let invalid = || DecodeError::Invalid {
         what: "resync request",
         why: format!("'{}' does not tell whether a resync is requested", String::from_utf8_lossy(value)),
     };
     requested.ok_or_else(invalid)
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,8 @@ pub mod directory;
 pub mod encodings;
 pub mod exclusive_lock;
 pub mod fast_diff;
+#[cfg(test)]
+mod golden;
 pub mod header;
 pub mod header_update;
 pub mod image;

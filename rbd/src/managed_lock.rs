@@ -151,7 +151,10 @@ impl ManagedLock {
     /// Who holds it. EBUSY when it is locked by other means.
     pub async fn owner(&self) -> Result<Option<LockOwner>> {
         let info = self.ioctx.lock_info(&self.object, LOCK_NAME).await;
-        LockOwner::of(&info.context(format!("cannot tell who locked object '{}'", self.object))?, &self.object)
+        LockOwner::of(
+            &info.context(format!("cannot tell who locked object '{}'", self.object))?,
+            &self.object,
+        )
     }
 
     /// True when `owner` still watches the object.
@@ -210,13 +213,20 @@ impl ManagedLock {
             return Err(Error::new(libc::EINVAL, what));
         }
         if self.blocklist {
-            tracing::info!("blocklisting {} ({}), who locked object '{}'", owner.entity, owner.address, self.object);
+            tracing::info!(
+                "blocklisting {} ({}), who locked object '{}'",
+                owner.entity,
+                owner.address,
+                self.object
+            );
             let cluster = Cluster::new(self.ioctx.backend().clone());
             let fenced = cluster.blocklist_add(&owner.address.to_string(), self.blocklist_seconds).await;
             fenced.context(format!("cannot blocklist {} before breaking its lock", owner.entity))?;
         }
         match self.ioctx.break_lock(&self.object, LOCK_NAME, owner.entity, &owner.cookie).await {
-            Err(e) if !e.is_not_found() => Err(e.context(format!("cannot break the lock of {}", owner.entity))),
+            Err(e) if !e.is_not_found() => {
+                Err(e.context(format!("cannot break the lock of {}", owner.entity)))
+            }
             _ => Ok(Broken::Gone),
         }
     }
@@ -235,7 +245,9 @@ impl ManagedLock {
                 if e.is(libc::EBUSY) || e.is_not_found() || e.is(libc::ESHUTDOWN) {
                     self.held = None;
                 }
-                return Err(e.context(format!("cannot keep the lock of object '{}' over a lost watch", self.object)));
+                return Err(
+                    e.context(format!("cannot keep the lock of object '{}' over a lost watch", self.object))
+                );
             }
         }
         Ok(())
@@ -288,4 +300,64 @@ impl ManagedLock {
 
 fn request(cookie: &str) -> LockRequest {
     LockRequest::new(LOCK_NAME, LockKind::Exclusive, cookie).tagged(LOCK_TAG)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rados::encoding::Decode;
+
+    #[test]
+    fn cookies_name_watches() {
+        assert_eq!(lock_cookie(139_766_490_233_824), "auto 139766490233824");
+        assert_eq!(watch_of_cookie("auto 139766490233824"), Some(139_766_490_233_824));
+        for foreign in ["", "auto", "auto x", "mine", "autos 5", "auto -1"] {
+            assert_eq!(watch_of_cookie(foreign), None, "{foreign:?}");
+        }
+    }
+
+    #[test]
+    fn owners_live_as_long_as_they_watch() {
+        let address =
+            crate::golden::bytes("0101011c000000030000004c3207a810000000020000007f0000010000000000000000");
+        let owner = LockOwner {
+            entity: EntityName::client(4132),
+            cookie: "auto 7".into(),
+            address: EntityAddress::from_bytes(&address, "address").unwrap(),
+            watch_cookie: 7,
+        };
+        let watcher = |address: &str, cookie| Watcher {
+            address: address.into(),
+            client: 4132,
+            cookie,
+            timeout_seconds: 30,
+        };
+        assert!(owner.is_among(&[watcher("127.0.0.1:0/1", 7), watcher("127.0.0.1:0/2819043916", 7)]));
+        assert!(!owner.is_among(&[watcher("127.0.0.1:0/1", 7), watcher("127.0.0.1:0/2819043916", 8)]));
+        assert!(!owner.is_among(&[]));
+    }
+
+    #[test]
+    fn foreign_locks_are_left_alone() {
+        let locker = |cookie: &str| rados::lock::Locker {
+            entity: EntityName::client(1),
+            cookie: cookie.into(),
+            expiration: None,
+            address: EntityAddress { socket: Some(([127, 0, 0, 1], 0).into()), nonce: 5 },
+            description: String::new(),
+        };
+        let info =
+            |kind, tag: &str, cookie| LockInfo { lockers: vec![locker(cookie)], kind, tag: tag.into() };
+        let exclusive = Some(LockKind::Exclusive);
+        let of = |info: &LockInfo| LockOwner::of(info, "object");
+        assert_eq!(of(&info(exclusive, LOCK_TAG, "auto 9")).unwrap().unwrap().watch_cookie, 9);
+        assert_eq!(of(&LockInfo { lockers: vec![], kind: exclusive, tag: String::new() }), Ok(None));
+        for foreign in [
+            info(exclusive, "", "auto 9"),
+            info(exclusive, LOCK_TAG, "mine"),
+            info(Some(LockKind::Shared), LOCK_TAG, "auto 9"),
+        ] {
+            assert!(of(&foreign).is_err_and(|error| error.is(libc::EBUSY)), "{foreign:?}");
+        }
+    }
 }

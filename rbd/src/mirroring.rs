@@ -135,9 +135,8 @@ impl Mirroring {
     /// to its remote, whose peer table then shows who copies it. EINVAL when mirroring is disabled there.
     pub async fn peer_ping(&self, site_name: &str, mirror_uuid: &str) -> Result<()> {
         let direction = PeerDirection::Tx.to_wire();
-        let pinged = self
-            .write("mirror_peer_ping", |e| e.string(site_name).string(mirror_uuid).u8(direction))
-            .await;
+        let pinged =
+            self.write("mirror_peer_ping", |e| e.string(site_name).string(mirror_uuid).u8(direction)).await;
         pinged.context(format!("cannot announce site '{site_name}' in the peer table"))
     }
 
@@ -155,8 +154,7 @@ impl Mirroring {
 
     /// Sets which way data flows between us and a peer; ENOENT when there is no such peer.
     pub async fn peer_set_direction(&self, uuid: &str, direction: PeerDirection) -> Result<()> {
-        let set =
-            self.write("mirror_peer_set_direction", |e| e.string(uuid).u8(direction.to_wire())).await;
+        let set = self.write("mirror_peer_set_direction", |e| e.string(uuid).u8(direction.to_wire())).await;
         set.context(format!("cannot set the direction of mirroring peer {uuid}"))
     }
 
@@ -295,3 +293,6 @@ fn encode(input: impl FnOnce(&mut Encoder) -> &mut Encoder) -> Bytes {
     input(&mut e);
     e.finish()
 }
+
+#[cfg(test)]
+mod tests;

@@ -256,7 +256,9 @@ impl Operation {
                 e.u64(snap.0).string(name).value(&SnapshotNamespace::User).value(request)
             }
             Operation::Rename { name } => e.string(name).value(request),
-            Operation::UpdateFeatures { features, enabled } => e.u64(features.0).bool(*enabled).value(request),
+            Operation::UpdateFeatures { features, enabled } => {
+                e.u64(features.0).bool(*enabled).value(request)
+            }
             Operation::Sparsify { sparse_bytes } => e.value(request).u64(*sparse_bytes),
             Operation::MetadataUpdate { key, value } => {
                 e.string(key).bool(value.is_some());
@@ -361,14 +363,22 @@ impl Notification {
 
     fn encode_fields(&self, e: &mut Encoder) {
         match self {
-            Notification::AcquiredLock(client) | Notification::ReleasedLock(client) => { e.value(client); }
-            Notification::RequestLock { client, force } => { e.value(client).bool(*force); }
+            Notification::AcquiredLock(client) | Notification::ReleasedLock(client) => {
+                e.value(client);
+            }
+            Notification::RequestLock { client, force } => {
+                e.value(client).bool(*force);
+            }
             Notification::AsyncProgress { request, done, total } => {
                 e.value(request).u64(*done).u64(*total);
             }
-            Notification::AsyncComplete { request, result } => { e.value(request).i32(*result); }
+            Notification::AsyncComplete { request, result } => {
+                e.value(request).i32(*result);
+            }
             Notification::Operation { request, operation } => operation.encode_fields(e, request),
-            Notification::Quiesce(request) | Notification::Unquiesce(request) => { e.value(request); }
+            Notification::Quiesce(request) | Notification::Unquiesce(request) => {
+                e.value(request);
+            }
             Notification::HeaderUpdate | Notification::Unknown(_) => {}
         }
     }
@@ -455,7 +465,8 @@ pub async fn notify_header_update(ioctx: &IoCtx, image: &ImageId) -> Result<()> 
 /// What the owner of the exclusive lock answered: its result, or `None` when no owner answered. EINVAL when two claim to
 /// be the owner.
 pub fn owner_response(reply: &NotifyReply) -> Result<Option<i32>> {
-    let mut answers = reply.answers.iter().map(|(_, _, payload)| payload).filter(|payload| !payload.is_empty());
+    let mut answers =
+        reply.answers.iter().map(|(_, _, payload)| payload).filter(|payload| !payload.is_empty());
     let (first, second): (Option<&Bytes>, Option<&Bytes>) = (answers.next(), answers.next());
     if second.is_some() {
         return Err(Error::new(libc::EINVAL, "two clients answer as owners of one exclusive lock"));
@@ -463,3 +474,6 @@ pub fn owner_response(reply: &NotifyReply) -> Result<Option<i32>> {
     let Some(first) = first else { return Ok(None) };
     Ok(Some(Response::from_bytes(first, "answer to a header notification")?.result))
 }
+
+#[cfg(test)]
+mod tests;

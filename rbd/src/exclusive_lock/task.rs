@@ -20,7 +20,8 @@ use crate::layout::header_object;
 use crate::managed_lock::{Attempt, ManagedLock};
 use crate::types::ImageId;
 use crate::watch_notify::{
-    AsyncRequestId, ClientId, HeaderEvent, HeaderWatch, Notification, Operation, Responder, notify, owner_response,
+    AsyncRequestId, ClientId, HeaderEvent, HeaderWatch, Notification, Operation, Responder, notify,
+    owner_response,
 };
 
 /// Pause before the lock is asked for again after an error, or when nobody answered.
@@ -98,6 +99,8 @@ pub(super) struct Task {
     stale: bool,
     asked: HashMap<AsyncRequestId, Asked>,
     answers: FuturesUnordered<OwnerAnswered>,
+    /// News on their way. Nothing waits for them: a watcher who died lately holds them up for seconds.
+    announcements: FuturesUnordered<BoxFuture<'static, ()>>,
     requests: u64,
     ending: Option<Ending>,
 }
@@ -129,6 +132,7 @@ impl Task {
             stale: false,
             asked: HashMap::new(),
             answers: FuturesUnordered::new(),
+            announcements: FuturesUnordered::new(),
             requests: 0,
             ending: None,
         }
@@ -154,6 +158,7 @@ impl Task {
                     self.step = None;
                     self.done(done);
                 }
+                Some(()) = self.announcements.next() => {}
                 Some((request, reply)) = self.answers.next() => self.owner_answered(request, reply),
                 () = tokio::time::sleep_until(deadline) => self.expire(),
             }
@@ -167,6 +172,8 @@ impl Task {
             return;
         }
         self.waiters.retain(|waiter| !waiter.answer.is_closed());
+        // Before anybody is told of it by an answer.
+        self.publish_state();
         let closing = self.ending.is_some();
         if self.lock.is_held() {
             if closing || !self.releasers.is_empty() {
@@ -175,7 +182,8 @@ impl Task {
                 self.stale = false;
                 self.step = Some(self.reacquire_step());
             } else {
-                let told = self.waiters.drain(..).filter_map(|waiter| waiter.answer.send(Ok(true)).ok()).count();
+                let told =
+                    self.waiters.drain(..).filter_map(|waiter| waiter.answer.send(Ok(true)).ok()).count();
                 self.kept |= told > 0;
                 if !self.kept {
                     self.step = Some(self.release_step());
@@ -197,13 +205,11 @@ impl Task {
         let (ioctx, image, object_map) = (self.ioctx.clone(), self.image.clone(), self.options.object_map);
         async move {
             let mut attempt = lock.try_acquire(client.handle).await;
-            if attempt == Ok(Attempt::Acquired) && object_map {
-                if let Err(e) = object_map_lock::lock(&ioctx, &image).await {
-                    attempt = Err(e);
-                }
-            }
-            if attempt == Ok(Attempt::Acquired) {
-                announce(&ioctx, &image, Notification::AcquiredLock(client)).await;
+            if attempt == Ok(Attempt::Acquired)
+                && object_map
+                && let Err(e) = object_map_lock::lock(&ioctx, &image).await
+            {
+                attempt = Err(e);
             }
             Done::Attempted(attempt, lock)
         }
@@ -222,31 +228,23 @@ impl Task {
     }
 
     fn release_step(&mut self) -> Step {
-        let (mut lock, client) = (self.lock.clone(), self.header.client_id());
+        let mut lock = self.lock.clone();
         let (ioctx, image, object_map) = (self.ioctx.clone(), self.image.clone(), self.options.object_map);
         async move {
             if object_map {
                 object_map_lock::unlock(&ioctx, &image).await;
             }
-            let released = lock.release().await;
-            if released.is_ok() {
-                announce(&ioctx, &image, Notification::ReleasedLock(client)).await;
-            }
-            Done::Released(released, lock)
+            Done::Released(lock.release().await, lock)
         }
         .boxed()
     }
 
     fn reacquire_step(&mut self) -> Step {
         let (mut lock, client) = (self.lock.clone(), self.header.client_id());
-        let (ioctx, image) = (self.ioctx.clone(), self.image.clone());
         async move {
             let mut kept = lock.reacquire(client.handle).await;
             if kept.is_ok() {
                 kept = lock.verify().await;
-            }
-            if kept.is_ok() {
-                announce(&ioctx, &image, Notification::AcquiredLock(client)).await;
             }
             Done::Reacquired(kept, lock)
         }
@@ -260,7 +258,10 @@ impl Task {
                 self.not_before = Instant::now();
             }
             Command::Release { answer } => {
-                self.fail_waiters(&Error::new(libc::ECANCELED, format!("the lock of image {} is released", self.image)));
+                self.fail_waiters(&Error::new(
+                    libc::ECANCELED,
+                    format!("the lock of image {} is released", self.image),
+                ));
                 self.releasers.push(answer);
             }
             Command::SetPolicy(policy) => self.options.policy = policy,
@@ -282,8 +283,9 @@ impl Task {
             }
             Done::Reacquired(kept, lock) => {
                 self.lock = lock;
-                if let Err(e) = kept {
-                    self.not_reacquired(e);
+                match kept {
+                    Ok(()) => self.announce(Notification::AcquiredLock(self.header.client_id())),
+                    Err(e) => self.not_reacquired(e),
                 }
             }
         }
@@ -297,11 +299,13 @@ impl Task {
                     report.owner = Some(self.header.client_id());
                 });
                 self.fail_asked("we own the lock ourselves");
+                self.announce(Notification::AcquiredLock(self.header.client_id()));
             }
             Ok(Attempt::Owned(owner)) => {
                 let client = ClientId { gid: owner.entity.number as u64, handle: owner.watch_cookie };
                 self.publish.send_modify(|report| report.owner = Some(client));
-                let (patient, others) = std::mem::take(&mut self.waiters).into_iter().partition(|w| w.patient);
+                let (patient, others) =
+                    std::mem::take(&mut self.waiters).into_iter().partition(|w| w.patient);
                 self.waiters = patient;
                 others.into_iter().for_each(|waiter: Waiter| drop(waiter.answer.send(Ok(false))));
                 self.ask_first = true;
@@ -341,6 +345,7 @@ impl Task {
                 report.owner = None;
                 report.state = LockState::Unlocked;
             });
+            self.announce(Notification::ReleasedLock(self.header.client_id()));
             return;
         };
         if e.class() == ErrorClass::Fenced {
@@ -442,7 +447,8 @@ impl Task {
 
     fn ask_owner(&mut self, operation: Operation, answer: oneshot::Sender<Result<()>>) {
         if self.lock.is_held() {
-            let what = format!("the owner of the lock of image {} cannot be asked: we own it ourselves", self.image);
+            let what =
+                format!("the owner of the lock of image {} cannot be asked: we own it ourselves", self.image);
             let _ = answer.send(Err(Error::new(libc::ERESTART, what)));
             return;
         }
@@ -482,7 +488,8 @@ impl Task {
         if result >= 0 {
             return Ok(());
         }
-        let what = format!("the owner of the lock of image {} could not do what was asked of him", self.image);
+        let what =
+            format!("the owner of the lock of image {} could not do what was asked of him", self.image);
         Err(Error::new(result, what))
     }
 
@@ -491,25 +498,42 @@ impl Task {
     }
 
     fn fail_asked(&mut self, why: &str) {
-        let error = Error::new(libc::ERESTART, format!("an operation on image {} was interrupted: {why}", self.image));
+        let error = Error::new(
+            libc::ERESTART,
+            format!("an operation on image {} was interrupted: {why}", self.image),
+        );
         self.asked.drain().for_each(|(_, asked)| drop(asked.answer.send(Err(error.clone()))));
     }
 
     /// When something is to be done though nothing happens.
     fn deadline(&self) -> Instant {
         let far = Instant::now() + Duration::from_secs(3600);
-        let retry = (self.step.is_none() && !self.waiters.is_empty() && self.watching).then_some(self.not_before);
+        let retry =
+            (self.step.is_none() && !self.waiters.is_empty() && self.watching).then_some(self.not_before);
         let asked = self.asked.values().map(|asked| asked.give_up).min();
         retry.into_iter().chain(asked).fold(far, Instant::min)
     }
 
     fn expire(&mut self) {
         let now = Instant::now();
-        let late: Vec<_> = self.asked.iter().filter(|(_, a)| a.give_up <= now).map(|(request, _)| *request).collect();
+        let late: Vec<_> =
+            self.asked.iter().filter(|(_, a)| a.give_up <= now).map(|(request, _)| *request).collect();
         for asked in late.iter().filter_map(|request| self.asked.remove(request)) {
-            let what = format!("the owner of the lock of image {} does not tell of an operation's end", self.image);
+            let what =
+                format!("the owner of the lock of image {} does not tell of an operation's end", self.image);
             let _ = asked.answer.send(Err(Error::new(libc::ETIMEDOUT, what)));
         }
+    }
+
+    /// Tells everybody. Whoever does not hear it finds out by asking.
+    fn announce(&self, news: Notification) {
+        let (ioctx, image) = (self.ioctx.clone(), self.image.clone());
+        let told = async move {
+            if let Err(e) = notify(&ioctx, &image, &news).await {
+                tracing::debug!("not everybody heard of the lock of image {image}: {e}");
+            }
+        };
+        self.announcements.push(told.boxed());
     }
 
     /// The watch does not come back: the header is gone, or this connection is of no use any more.
@@ -558,15 +582,11 @@ impl Task {
         self.asked.drain().for_each(|(_, asked)| drop(asked.answer.send(Err(error.clone()))));
         self.releasers.drain(..).for_each(|answer| drop(answer.send(Err(error.clone()))));
         let gone = self.header.unregister().await;
+        if gone.is_ok() {
+            while self.announcements.next().await.is_some() {}
+        }
         if let Some(closer) = closer {
             let _ = closer.send(gone);
         }
-    }
-}
-
-/// Tells everybody. Whoever does not hear it finds out by asking.
-async fn announce(ioctx: &IoCtx, image: &ImageId, news: Notification) {
-    if let Err(e) = notify(ioctx, image, &news).await {
-        tracing::debug!("not everybody heard of the lock of image {image}: {e}");
     }
 }

@@ -66,27 +66,36 @@ impl MirrorDaemons {
 
     /// Creates the object unless it is there, so that it can be watched and locked.
     pub async fn create(&self) -> Result<()> {
-        let created = self.ioctx.write(WriteOp::new(LEADER_OBJECT).with(WriteSub::Create { exclusive: false })).await;
+        let created =
+            self.ioctx.write(WriteOp::new(LEADER_OBJECT).with(WriteSub::Create { exclusive: false })).await;
         created.map(drop).context(format!("cannot create object '{LEADER_OBJECT}'"))
     }
 
     /// The daemons that are registered.
     pub async fn instances(&self) -> Result<Vec<String>> {
-        let listed =
-            read_method(&self.ioctx, LEADER_OBJECT, "mirror_instances_list", |e| e, |d| d.seq(4, |d| d.string()))
-                .await;
+        let listed = read_method(
+            &self.ioctx,
+            LEADER_OBJECT,
+            "mirror_instances_list",
+            |e| e,
+            |d| d.seq(4, |d| d.string()),
+        )
+        .await;
         Ok(listed.context("cannot list the mirroring daemons").optional()?.unwrap_or_default())
     }
 
     /// Registers a daemon; no error when it is registered.
     pub async fn instance_add(&self, instance_id: &str) -> Result<()> {
-        let added = write_method(&self.ioctx, LEADER_OBJECT, "mirror_instances_add", |e| e.string(instance_id)).await;
+        let added =
+            write_method(&self.ioctx, LEADER_OBJECT, "mirror_instances_add", |e| e.string(instance_id)).await;
         added.context(format!("cannot register mirroring daemon {instance_id}"))
     }
 
     /// Strikes out a daemon; no error when it is not registered.
     pub async fn instance_remove(&self, instance_id: &str) -> Result<()> {
-        match write_method(&self.ioctx, LEADER_OBJECT, "mirror_instances_remove", |e| e.string(instance_id)).await {
+        match write_method(&self.ioctx, LEADER_OBJECT, "mirror_instances_remove", |e| e.string(instance_id))
+            .await
+        {
             Err(e) if e.is_not_found() => Ok(()),
             removed => removed.context(format!("cannot strike out mirroring daemon {instance_id}")),
         }
@@ -101,13 +110,18 @@ impl MirrorDaemons {
 
     /// Writes which daemon mirrors an image.
     pub async fn image_map_set(&self, global_id: &GlobalImageId, entry: &ImageMapEntry) -> Result<()> {
-        let set = write_method(&self.ioctx, LEADER_OBJECT, "mirror_image_map_update", |e| e.string(&global_id.0).value(entry)).await;
+        let set = write_method(&self.ioctx, LEADER_OBJECT, "mirror_image_map_update", |e| {
+            e.string(&global_id.0).value(entry)
+        })
+        .await;
         set.context(format!("cannot write which daemon mirrors image {global_id}"))
     }
 
     /// Strikes out an image; no error when it is not in the map.
     pub async fn image_map_remove(&self, global_id: &GlobalImageId) -> Result<()> {
-        let removed = write_method(&self.ioctx, LEADER_OBJECT, "mirror_image_map_remove", |e| e.string(&global_id.0)).await;
+        let removed =
+            write_method(&self.ioctx, LEADER_OBJECT, "mirror_image_map_remove", |e| e.string(&global_id.0))
+                .await;
         removed.context(format!("cannot strike image {global_id} out of the image map"))
     }
 }

@@ -84,7 +84,8 @@ pub enum MirroringEvent {
     Restored,
 }
 
-/// A watch on `rbd_mirroring`. Every notification is answered before it is passed on.
+/// A watch on `rbd_mirroring`. Every notification is answered before it is passed on, but only while somebody waits for
+/// the next event: whoever changes something waits up to 5 s for that.
 pub struct MirroringWatch {
     watch: Watch,
 }

@@ -109,7 +109,11 @@ pub struct SiteStatus {
 
 impl SiteStatus {
     /// A status to be written: of this site when `mirror_uuid` is empty, else of the site with that uuid.
-    pub fn new(mirror_uuid: impl Into<String>, state: StatusState, description: impl Into<String>) -> SiteStatus {
+    pub fn new(
+        mirror_uuid: impl Into<String>,
+        state: StatusState,
+        description: impl Into<String>,
+    ) -> SiteStatus {
         SiteStatus {
             mirror_uuid: mirror_uuid.into(),
             state,
@@ -225,7 +229,8 @@ impl Mirroring {
 
     /// The status of an image; `None` when nobody wrote one.
     pub async fn status(&self, global_id: &GlobalImageId) -> Result<Option<MirrorImageStatus>> {
-        let found = self.read("mirror_image_status_get", |e| e.string(&global_id.0), MirrorImageStatus::decode).await;
+        let found =
+            self.read("mirror_image_status_get", |e| e.string(&global_id.0), MirrorImageStatus::decode).await;
         found.context(format!("cannot read the mirroring status of image {global_id}")).optional()
     }
 
@@ -254,20 +259,26 @@ impl Mirroring {
         &self,
         after: &str,
     ) -> Result<(BTreeMap<ImageId, MirrorImage>, BTreeMap<ImageId, MirrorImageStatus>)> {
-        self.read("mirror_image_status_list", |e| e.string(after).u64(PAGE_ENTRIES), |d| {
-            let images = d.seq(10, |d| Ok((ImageId(d.string()?), MirrorImage::decode(d)?)))?;
-            let statuses = d.seq(10, |d| Ok((ImageId(d.string()?), MirrorImageStatus::decode(d)?)))?;
-            Ok((images.into_iter().collect(), statuses.into_iter().collect()))
-        })
+        self.read(
+            "mirror_image_status_list",
+            |e| e.string(after).u64(PAGE_ENTRIES),
+            |d| {
+                let images = d.seq(10, |d| Ok((ImageId(d.string()?), MirrorImage::decode(d)?)))?;
+                let statuses = d.seq(10, |d| Ok((ImageId(d.string()?), MirrorImageStatus::decode(d)?)))?;
+                Ok((images.into_iter().collect(), statuses.into_iter().collect()))
+            },
+        )
         .await
     }
 
     /// Number of images in each state. With `peers`, the statuses of the sites that pull from here count, too.
     pub async fn status_summary(&self, peers: &[MirrorPeer]) -> Result<BTreeMap<StatusState, u32>> {
         let found = self
-            .read("mirror_image_status_get_summary", |e| e.seq(peers, |e, peer| peer.encode(e)), |d| {
-                d.seq(5, |d| Ok((StatusState::from_wire(d.u8()?), d.u32()?)))
-            })
+            .read(
+                "mirror_image_status_get_summary",
+                |e| e.seq(peers, |e, peer| peer.encode(e)),
+                |d| d.seq(5, |d| Ok((StatusState::from_wire(d.u8()?), d.u32()?))),
+            )
             .await;
         let found = found.context("cannot sum up the mirroring statuses").optional()?;
         Ok(found.unwrap_or_default().into_iter().collect())
@@ -275,7 +286,8 @@ impl Mirroring {
 
     /// The client that wrote the local status of an image; `None` when there is none or that client is gone.
     pub async fn status_instance(&self, global_id: &GlobalImageId) -> Result<Option<StatusInstance>> {
-        match self.read("mirror_image_instance_get", |e| e.string(&global_id.0), StatusInstance::decode).await {
+        match self.read("mirror_image_instance_get", |e| e.string(&global_id.0), StatusInstance::decode).await
+        {
             Err(e) if e.is(libc::ESTALE) => Ok(None),
             found => found.context(format!("cannot tell which daemon mirrors image {global_id}")).optional(),
         }
@@ -290,8 +302,19 @@ impl Mirroring {
         let mut after = String::new();
         for page in ids.chunks(PAGE_ENTRIES as usize) {
             let entry = |d: &mut Decoder<'_>| Ok((ImageId(d.string()?), StatusInstance::decode(d)?));
-            let found = self.read("mirror_image_instance_list", |e| e.string(&after).u64(page.len() as u64), |d| d.seq(14, entry)).await;
-            all.extend(found.context("cannot list which daemons mirror which images").optional()?.unwrap_or_default());
+            let found = self
+                .read(
+                    "mirror_image_instance_list",
+                    |e| e.string(&after).u64(page.len() as u64),
+                    |d| d.seq(14, entry),
+                )
+                .await;
+            all.extend(
+                found
+                    .context("cannot list which daemons mirror which images")
+                    .optional()?
+                    .unwrap_or_default(),
+            );
             after = page.last().map_or(String::new(), |id| id.0.clone());
         }
         Ok(all)

@@ -301,7 +301,8 @@ impl Decode for MirrorImage {
         d.versioned("MirrorImage", 2, |d, version| {
             let global_id = GlobalImageId(d.string()?);
             let state = MirrorImageState::from_wire(d.u8()?.into());
-            let mode = if version >= 2 { MirrorImageMode::from_wire(d.u8()?) } else { MirrorImageMode::Journal };
+            let mode =
+                if version >= 2 { MirrorImageMode::from_wire(d.u8()?) } else { MirrorImageMode::Journal };
             Ok(MirrorImage { mode, global_id, state })
         })
     }

@@ -83,7 +83,8 @@ pub enum HeaderEvent {
     Restored(u64),
 }
 
-/// A watch on the header of an image.
+/// A watch on the header of an image. Notifications are answered only while somebody waits for the next event, and
+/// notifiers wait up to 5 s for that: give it a task of its own.
 pub struct HeaderWatch {
     watch: Watch,
     gid: u64,
@@ -148,11 +149,15 @@ impl HeaderWatch {
             }
             Notification::AcquiredLock(client) => HeaderEvent::LockAcquired(client),
             Notification::ReleasedLock(client) => HeaderEvent::LockReleased(client),
-            Notification::RequestLock { client, force } => HeaderEvent::LockRequested { client, force, responder },
+            Notification::RequestLock { client, force } => {
+                HeaderEvent::LockRequested { client, force, responder }
+            }
             Notification::Operation { request, operation } => {
                 HeaderEvent::Operation { request, operation, responder }
             }
-            Notification::AsyncProgress { request, done, total } => HeaderEvent::Progress { request, done, total },
+            Notification::AsyncProgress { request, done, total } => {
+                HeaderEvent::Progress { request, done, total }
+            }
             Notification::AsyncComplete { request, result } => HeaderEvent::Completed { request, result },
             Notification::Unquiesce(_) | Notification::Unknown(_) => return None,
         })
