@@ -72,9 +72,9 @@ pub async fn connect(options: ConnectOptions) -> Result<Cluster> {
 
 /// Waits until every connection of this process that was dropped is closed, at most for `timeout`; true when none is left.
 ///
-/// Closing happens in the background, because librados waits for its own threads meanwhile. A program that ends should
-/// wait for it, so that no thread of librados still runs while the process tears its memory down. A connection that is
-/// still held, or has operations in flight, counts as open.
+/// Closing happens in the background, because librados waits for its own threads meanwhile. A connection that is still
+/// held, or has operations in flight, counts as open. The exit of the process waits by itself for connections that are
+/// being closed, for up to five seconds.
 pub async fn all_closed(timeout: Duration) -> bool {
     crate::librados::all_closed(timeout).await
 }

@@ -8,21 +8,21 @@ use crate::op::{ReadOp, ReadSub, WriteOp, WriteSub};
 /// What a request is, as far as faults and counts tell them apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum OperationKind {
-    /// [`Backend::read`].
+    /// [`crate::Backend::read`].
     Read,
-    /// [`Backend::write`].
+    /// [`crate::Backend::write`].
     Write,
-    /// [`Backend::snap_create`].
+    /// [`crate::Backend::snap_create`].
     SnapCreate,
-    /// [`Backend::snap_remove`].
+    /// [`crate::Backend::snap_remove`].
     SnapRemove,
-    /// [`Backend::list_objects`].
+    /// [`crate::Backend::list_objects`].
     List,
-    /// [`Backend::watch`].
+    /// [`crate::Backend::watch`].
     Watch,
-    /// [`Backend::notify`].
+    /// [`crate::Backend::notify`].
     Notify,
-    /// [`Backend::command`].
+    /// [`crate::Backend::command`].
     Command,
     /// Everything else that asks the cluster.
     Other,

@@ -15,13 +15,13 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char};
 use std::path::Path;
 use std::ptr;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ceph::rados as c;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::blocking;
+use super::closing::Open;
 use super::ffi;
 use crate::backend::Location;
 use crate::cluster::{ConnectOptions, Limits};
@@ -40,6 +40,8 @@ const PRESET: [(&str, &str); 3] =
 /// A connected cluster handle.
 pub(super) struct Connection {
     cluster: Handle,
+    /// Taken when it is dropped.
+    open: Option<Open>,
     contexts: Mutex<HashMap<Location, Arc<RawIo>>>,
     /// What the options of [`PRESET`] were before they were set, for [`Connection::config`].
     configured: HashMap<String, String>,
@@ -79,7 +81,7 @@ impl Connection {
         // SAFETY: both strings live across the call, `cluster` is a valid place for the handle.
         let created = unsafe { c::rados_create2(&mut cluster, cluster_c.as_ptr(), client_c.as_ptr(), 0) };
         check(created, || what.clone())?;
-        let counted = OpenCount::new();
+        let open = Open::new();
         let unconnected = Unconnected(Handle(cluster));
         let handle = unconnected.0;
         let configured = configure(handle, options)?;
@@ -89,9 +91,10 @@ impl Connection {
         // SAFETY: the handle is connected.
         let instance_id = unsafe { c::rados_get_instance_id(handle.0) };
         let (fsid, address) = (fsid(handle)?, address(handle)?);
-        std::mem::forget((unconnected, counted));
+        std::mem::forget(unconnected);
         Ok(Connection {
             cluster: handle,
+            open: Some(open),
             contexts: Mutex::default(),
             configured,
             bounds: Bounds::new(options.limits),
@@ -157,9 +160,11 @@ impl Drop for Connection {
     fn drop(&mut self) {
         self.contexts().clear();
         let cluster = self.cluster;
+        let mut open = self.open.take();
+        open.iter_mut().for_each(Open::start_closing);
         let shutdown = move || {
             cluster.shut_down();
-            drop(OpenCount);
+            drop(open);
         };
         // Without a thread the handle leaks, which is harmless, while waiting here might never end.
         if let Err(error) = std::thread::Builder::new().name("rados-shutdown".into()).spawn(shutdown) {
@@ -175,43 +180,6 @@ impl Drop for Unconnected {
     fn drop(&mut self) {
         self.0.shut_down();
     }
-}
-
-/// Counts handles that are connecting, connected or being shut down in this process; one per live value.
-struct OpenCount;
-
-static OPEN: Mutex<usize> = Mutex::new(0);
-static CLOSED: Condvar = Condvar::new();
-
-impl OpenCount {
-    fn new() -> OpenCount {
-        *OPEN.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        OpenCount
-    }
-}
-
-impl Drop for OpenCount {
-    fn drop(&mut self) {
-        *OPEN.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        CLOSED.notify_all();
-    }
-}
-
-/// Waits until every connection of this process is closed, at most for `timeout`; true when they are.
-pub(crate) async fn all_closed(timeout: Duration) -> bool {
-    let wait = move || {
-        let end = Instant::now() + timeout;
-        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
-        while *open > 0 {
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(false);
-            }
-            open = CLOSED.wait_timeout(open, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        Ok(true)
-    };
-    blocking::on_own_thread(wait).await.unwrap_or(false)
 }
 
 /// A `rados_ioctx_t`.

@@ -1,6 +1,7 @@
 //! The backend that is librados: the only unsafe code of the workspace.
 //!
 //! * [`connection`]: connecting, configuration, I/O contexts, the bounds on what is in flight, shutting down.
+//! * [`closing`]: waiting for connections to be shut down.
 //! * [`completion`]: how an asynchronous call of librados becomes a future, and who owns its memory meanwhile.
 //! * [`ops`]: reads and writes of one object, over the C++ shim (`shim.cc`).
 //! * [`watch`]: watches that come back by themselves, and notifications.
@@ -17,6 +18,7 @@
 #![allow(unsafe_code)]
 
 mod blocking;
+mod closing;
 mod completion;
 mod connection;
 mod ffi;
@@ -35,12 +37,16 @@ use crate::op::{ReadOp, ReadReply, WriteOp};
 use crate::types::{PoolId, SnapId};
 
 use connection::Connection;
-pub(crate) use connection::all_closed;
 
 /// Connects to a cluster.
 pub(crate) async fn connect(options: ConnectOptions) -> Result<Arc<dyn Backend>> {
     let connection = blocking::on_own_thread(move || Connection::open(&options)).await?;
     Ok(Arc::new(Librados { connection: Arc::new(connection) }))
+}
+
+/// Waits until every connection of this process is closed, at most for `timeout`; true when they are.
+pub(crate) async fn all_closed(timeout: Duration) -> bool {
+    blocking::on_own_thread(move || Ok(closing::wait_all_closed(timeout))).await.unwrap_or(false)
 }
 
 /// A connection as a backend.
