@@ -23,13 +23,8 @@ pub struct Share {
 impl Budget {
     /// A budget of so many bytes (at least one unit of 4 KiB).
     pub fn new(bytes: u64) -> Budget {
-        let total = u32::try_from(bytes / UNIT_BYTES)
-            .unwrap_or(u32::MAX >> 4)
-            .clamp(1, u32::MAX >> 4);
-        Budget {
-            units: Arc::new(Semaphore::new(total as usize)),
-            total,
-        }
+        let total = u32::try_from(bytes / UNIT_BYTES).unwrap_or(u32::MAX >> 4).clamp(1, u32::MAX >> 4);
+        Budget { units: Arc::new(Semaphore::new(total as usize)), total }
     }
 
     /// Its size in bytes.
@@ -39,13 +34,9 @@ impl Budget {
 
     /// Waits for a share of `bytes`, or of the whole budget when that is less. Cancel-safe, but gives up its place.
     pub async fn acquire(&self, bytes: u64) -> Share {
-        let units = u32::try_from(bytes.div_ceil(UNIT_BYTES))
-            .unwrap_or(u32::MAX)
-            .min(self.total);
+        let units = u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).min(self.total);
         // The semaphore is never closed.
-        Share {
-            _permit: self.units.clone().acquire_many_owned(units).await.ok(),
-        }
+        Share { _permit: self.units.clone().acquire_many_owned(units).await.ok() }
     }
 }
 

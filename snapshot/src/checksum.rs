@@ -38,16 +38,8 @@ pub async fn compare(
     local_object: &str,
     object_size: u64,
 ) -> Result<(Option<u64>, Action), CopyError> {
-    let theirs = async {
-        digest(remote, remote_object, snap)
-            .await
-            .map_err(CopyError::Remote)
-    };
-    let ours = async {
-        digest(local, local_object, SnapId::HEAD)
-            .await
-            .map_err(CopyError::Local)
-    };
+    let theirs = async { digest(remote, remote_object, snap).await.map_err(CopyError::Remote) };
+    let ours = async { digest(local, local_object, SnapId::HEAD).await.map_err(CopyError::Local) };
     let (theirs, ours) = match try_join(theirs, ours).await? {
         (None, None) => return Ok((None, Action::Nothing)),
         (None, Some(_)) => return Ok((None, Action::Remove)),
@@ -65,26 +57,14 @@ pub async fn compare(
         let sums = chunk_sums(remote, remote_object, snap, chunks).await;
         match sums.optional() {
             Ok(Some(sums)) => Ok(sums),
-            Ok(None) => Err(CopyError::SnapshotGone {
-                object: remote_object.to_string(),
-                snap,
-            }),
+            Ok(None) => Err(CopyError::SnapshotGone { object: remote_object.to_string(), snap }),
             Err(error) => Err(CopyError::Remote(error)),
         }
     };
-    let ours_sums = async {
-        chunk_sums(local, local_object, SnapId::HEAD, chunks)
-            .await
-            .map_err(CopyError::Local)
-    };
+    let ours_sums =
+        async { chunk_sums(local, local_object, SnapId::HEAD, chunks).await.map_err(CopyError::Local) };
     let (a, b) = try_join(theirs_sums, ours_sums).await?;
-    Ok((
-        Some(theirs),
-        Action::Update {
-            size: theirs,
-            ranges: differing(&a, &b, theirs),
-        },
-    ))
+    Ok((Some(theirs), Action::Update { size: theirs, ranges: differing(&a, &b, theirs) }))
 }
 
 /// Chunks whose sums differ, and all bytes behind the last of them.
@@ -101,20 +81,15 @@ fn differing(theirs: &[u64], ours: &[u64], size: u64) -> RangeSet {
 }
 
 async fn digest(ioctx: &IoCtx, object: &str, snap: SnapId) -> rados::Result<Option<Digest>> {
-    let whole = ReadSub::Checksum {
-        kind: ChecksumKind::XxHash64,
-        extent: Extent::new(0, 0),
-        chunk: 0,
-    };
+    let whole = ReadSub::Checksum { kind: ChecksumKind::XxHash64, extent: Extent::new(0, 0), chunk: 0 };
     let op = ReadOp::new(object).at(snap).with(ReadSub::Stat).with(whole);
     let Some(reply) = ioctx.read(op).await.optional()? else {
         return Ok(None);
     };
     match reply.answers.as_slice() {
-        [ReadAnswer::Stat { size, .. }, ReadAnswer::Checksums(sums)] => Ok(Some(Digest {
-            size: *size,
-            sums: sums.clone(),
-        })),
+        [ReadAnswer::Stat { size, .. }, ReadAnswer::Checksums(sums)] => {
+            Ok(Some(Digest { size: *size, sums: sums.clone() }))
+        }
         _ => Err(unexpected(object)),
     }
 }
@@ -124,11 +99,7 @@ async fn chunk_sums(ioctx: &IoCtx, object: &str, snap: SnapId, chunks: u64) -> r
         return Ok(Vec::new());
     }
     let extent = Extent::new(0, chunks * CHUNK_BYTES);
-    let sub = ReadSub::Checksum {
-        kind: ChecksumKind::XxHash64,
-        extent,
-        chunk: CHUNK_BYTES as u32,
-    };
+    let sub = ReadSub::Checksum { kind: ChecksumKind::XxHash64, extent, chunk: CHUNK_BYTES as u32 };
     match ioctx.read_one(object, snap, sub).await? {
         ReadAnswer::Checksums(sums) if sums.len() as u64 == chunks => Ok(sums),
         _ => Err(unexpected(object)),
@@ -136,10 +107,7 @@ async fn chunk_sums(ioctx: &IoCtx, object: &str, snap: SnapId, chunks: u64) -> r
 }
 
 fn unexpected(object: &str) -> rados::Error {
-    rados::Error::new(
-        libc::EBADMSG,
-        format!("cannot use the checksums of object '{object}'"),
-    )
+    rados::Error::new(libc::EBADMSG, format!("cannot use the checksums of object '{object}'"))
 }
 
 #[cfg(test)]

@@ -41,10 +41,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options {
-            objects_in_flight: 64,
-            checkpoint_interval: Duration::from_secs(5),
-        }
+        Options { objects_in_flight: 64, checkpoint_interval: Duration::from_secs(5) }
     }
 }
 
@@ -114,17 +111,11 @@ impl Copier {
         let hints = self.maps.as_ref().map(|maps| Arc::new(maps.head().clone()));
         let stop = self.objects.cancel.child_token();
         let outer = self.objects.cancel.clone();
-        let objects = Arc::new(ObjectCopier {
-            cancel: stop.clone(),
-            ..self.objects
-        });
+        let objects = Arc::new(ObjectCopier { cancel: stop.clone(), ..self.objects });
         let maps = self.maps.map(|maps| Arc::new(Mutex::new(maps)));
         let gate = announce(maps.clone(), self.visits.clone());
         let mut run = Run {
-            state: Progress {
-                objects_total: self.visits.len(),
-                ..Progress::default()
-            },
+            state: Progress { objects_total: self.visits.len(), ..Progress::default() },
             progress: self.progress,
             in_flight: BTreeSet::new(),
             settled_below: self.visits.iter().next().map_or(0, |(object, _)| object.0),
@@ -148,14 +139,7 @@ impl Copier {
                 };
                 run.in_flight.insert(object.0);
                 tasks.push(
-                    copy_one(
-                        objects.clone(),
-                        object,
-                        known(&hints, object),
-                        whole,
-                        gate.clone(),
-                    )
-                    .boxed(),
+                    copy_one(objects.clone(), object, known(&hints, object), whole, gate.clone()).boxed(),
                 );
             }
             let next = waiting.peek().map_or(self.object_count, |(object, _)| object.0);
@@ -281,15 +265,11 @@ impl Run {
         self.storing = Some(
             async move {
                 if let Some(maps) = maps {
-                    let settled = settled
-                        .iter()
-                        .map(|(object, copied)| (ObjectNumber(*object), copied));
+                    let settled = settled.iter().map(|(object, copied)| (ObjectNumber(*object), copied));
                     maps.lock().await.settle(settled).await?;
                 }
                 let save = {
-                    let mut checkpoint = checkpoint
-                        .lock()
-                        .unwrap_or_else(std::sync::PoisonError::into_inner);
+                    let mut checkpoint = checkpoint.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                     (*checkpoint)(below)
                 };
                 save.await

@@ -56,10 +56,7 @@ impl Visits {
 
     /// Number of objects.
     pub fn len(&self) -> u64 {
-        self.runs
-            .iter()
-            .map(|run| run.objects.end - run.objects.start)
-            .sum()
+        self.runs.iter().map(|run| run.objects.end - run.objects.start).sum()
     }
 
     /// True when there is nothing to look at.
@@ -140,16 +137,9 @@ pub struct Chain<'a> {
 /// map that cannot be used only costs time.
 pub async fn visits(chain: &Chain<'_>, scope: Scope) -> Result<Visits> {
     let from = chain.start.unwrap_or(SnapId(0));
-    let versions: Vec<&Snapshot> = chain
-        .snapshots
-        .iter()
-        .filter(|s| s.id >= from && s.id <= chain.end)
-        .collect();
-    let objects = versions
-        .iter()
-        .map(|s| chain.layout.object_count(s.image_size))
-        .max()
-        .unwrap_or(0);
+    let versions: Vec<&Snapshot> =
+        chain.snapshots.iter().filter(|s| s.id >= from && s.id <= chain.end).collect();
+    let objects = versions.iter().map(|s| chain.layout.object_count(s.image_size)).max().unwrap_or(0);
     if !chain.trust || !chain.features.has(Features::FAST_DIFF) || !complete(chain, &versions) {
         return Ok(Visits::all(objects));
     }
@@ -160,13 +150,7 @@ pub async fn visits(chain: &Chain<'_>, scope: Scope) -> Result<Visits> {
     let before = chain.start.and(maps.first());
     let after = if before.is_some() { &maps[1..] } else { &maps };
     let version = |(map, snapshot): (&ObjectMap, &&Snapshot)| {
-        FastDiffVersion::new(
-            chain.features,
-            snapshot.flags,
-            chain.layout,
-            snapshot.image_size,
-            map.clone(),
-        )
+        FastDiffVersion::new(chain.features, snapshot.flags, chain.layout, snapshot.image_size, map.clone())
     };
     let usable: Result<Vec<_>> = maps.iter().zip(&versions).map(version).collect();
     let Ok(usable) = usable else {
@@ -181,25 +165,15 @@ fn complete(chain: &Chain<'_>, versions: &[&Snapshot]) -> bool {
     let invalid = |s: &&Snapshot| {
         s.flags.has(ImageFlags::OBJECT_MAP_INVALID) || s.flags.has(ImageFlags::FAST_DIFF_INVALID)
     };
-    let has_start = chain
-        .start
-        .is_none_or(|start| versions.first().is_some_and(|s| s.id == start));
+    let has_start = chain.start.is_none_or(|start| versions.first().is_some_and(|s| s.id == start));
     has_start && versions.last().is_some_and(|s| s.id == chain.end) && !versions.iter().any(invalid)
 }
 
 /// `None` when the map is missing or makes no sense.
 async fn load(chain: &Chain<'_>, snapshot: &Snapshot) -> Result<Option<ObjectMap>> {
-    match ObjectMapObject::new(chain.header, chain.image, snapshot.id)
-        .load()
-        .await
-    {
+    match ObjectMapObject::new(chain.header, chain.image, snapshot.id).load().await {
         Ok(map) => Ok(Some(map)),
-        Err(error)
-            if matches!(
-                error.errno(),
-                libc::ENOENT | libc::EINVAL | libc::EBADMSG | libc::EIO
-            ) =>
-        {
+        Err(error) if matches!(error.errno(), libc::ENOENT | libc::EINVAL | libc::EBADMSG | libc::EIO) => {
             tracing::warn!(image = %chain.image, snap = %snapshot.id, %error, "looking at every object instead");
             Ok(None)
         }
@@ -209,11 +183,7 @@ async fn load(chain: &Chain<'_>, snapshot: &Snapshot) -> Result<Option<ObjectMap
 
 fn chosen(diffs: &[Diff], before: Option<&ObjectMap>, scope: Scope) -> Visits {
     let mut visits = Visits::default();
-    for (object, diff) in diffs
-        .iter()
-        .enumerate()
-        .map(|(object, diff)| (object as u64, diff))
-    {
+    for (object, diff) in diffs.iter().enumerate().map(|(object, diff)| (object as u64, diff)) {
         let chosen = diff.is_changed() || (scope == Scope::Existing && *diff == Diff::Unchanged);
         let existed = before.is_some_and(|map| map.get(ObjectNumber(object)).may_exist());
         if chosen {
@@ -236,13 +206,7 @@ mod tests {
         let mut before = ObjectMap::new(4);
         before.set(ObjectNumber(1), ObjectState::Exists);
         before.set(ObjectNumber(2), ObjectState::Exists);
-        let diffs = [
-            Diff::Hole,
-            Diff::Unchanged,
-            Diff::Updated,
-            Diff::Updated,
-            Diff::Removed,
-        ];
+        let diffs = [Diff::Hole, Diff::Unchanged, Diff::Updated, Diff::Updated, Diff::Removed];
         let changed = chosen(&diffs, Some(&before), Scope::Changed);
         assert_eq!(objects(&changed), [(2, false), (3, true), (4, true)]);
         assert_eq!(changed.len(), 3);
@@ -254,21 +218,13 @@ mod tests {
     #[test]
     fn what_an_interrupted_round_touched_is_looked_at_again() {
         let mut head = ObjectMap::new(8);
-        for (object, state) in [
-            (0, ObjectState::Exists),
-            (1, ObjectState::ExistsClean),
-            (7, ObjectState::Exists),
-        ] {
+        for (object, state) in
+            [(0, ObjectState::Exists), (1, ObjectState::ExistsClean), (7, ObjectState::Exists)]
+        {
             head.set(ObjectNumber(object), state);
         }
         let visits = chosen(&[Diff::Hole, Diff::Hole, Diff::Updated], None, Scope::Changed);
-        assert_eq!(
-            objects(&visits.with_changed(&head)),
-            [(0, false), (2, true), (7, false)]
-        );
-        assert_eq!(
-            objects(&Visits::default().with_changed(&head)),
-            [(0, false), (7, false)]
-        );
+        assert_eq!(objects(&visits.with_changed(&head)), [(0, false), (2, true), (7, false)]);
+        assert_eq!(objects(&Visits::default().with_changed(&head)), [(0, false), (7, false)]);
     }
 }

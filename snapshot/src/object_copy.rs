@@ -169,16 +169,9 @@ impl ObjectCopier {
         let alone = self.method == Method::Replay && self.steps.steps().len() == 1;
         let direct = alone && (whole || self.steps.start().is_none());
         // How much a direct read brings is not known before.
-        let share = if direct {
-            Some(self.share(self.object_size).await?)
-        } else {
-            None
-        };
-        let plan = if direct {
-            self.read_whole(&names, known).await?
-        } else {
-            self.plan(&names, known).await?
-        };
+        let share = if direct { Some(self.share(self.object_size).await?) } else { None };
+        let plan =
+            if direct { self.read_whole(&names, known).await? } else { self.plan(&names, known).await? };
         let copied = self.perform(&names, plan, ready, share.is_some()).await;
         drop(share);
         copied
@@ -193,11 +186,7 @@ impl ObjectCopier {
     }
 
     fn check_cancelled(&self) -> Result<(), CopyError> {
-        if self.cancel.is_cancelled() {
-            Err(CopyError::Cancelled)
-        } else {
-            Ok(())
-        }
+        if self.cancel.is_cancelled() { Err(CopyError::Cancelled) } else { Ok(()) }
     }
 
     /// Reads all of the object at the only step's end, and thereby learns whether it exists.
@@ -208,43 +197,19 @@ impl ObjectCopier {
     ) -> Result<ObjectPlan, CopyError> {
         let range = Extent::new(0, self.object_size);
         let snap = self.steps.steps()[0].remote;
-        let op = ReadOp::new(remote)
-            .at(snap)
-            .with(ReadSub::Stat)
-            .with(ReadSub::SparseRead(range));
-        let read = async {
-            self.remote
-                .data
-                .read(op)
-                .await
-                .optional()
-                .map_err(CopyError::Remote)
-        };
+        let op = ReadOp::new(remote).at(snap).with(ReadSub::Stat).with(ReadSub::SparseRead(range));
+        let read = async { self.remote.data.read(op).await.optional().map_err(CopyError::Remote) };
         let (reply, known) = try_join(read, self.look(local, known)).await?;
         let Some(reply) = reply else {
-            let deltas = vec![StepDelta {
-                size: None,
-                change: Change::None,
-            }];
-            return Ok(ObjectPlan {
-                actions: actions(&deltas, known),
-                deltas,
-                first_reads: None,
-            });
+            let deltas = vec![StepDelta { size: None, change: Change::None }];
+            return Ok(ObjectPlan { actions: actions(&deltas, known), deltas, first_reads: None });
         };
         let mut answers = reply.answers.into_iter();
         let (Some(ReadAnswer::Stat { size, .. }), Some(data)) = (answers.next(), answers.next()) else {
             return Err(CopyError::Answer(remote.clone()));
         };
-        let deltas = vec![StepDelta {
-            size: Some(size.min(self.object_size)),
-            change: Change::Created,
-        }];
-        Ok(ObjectPlan {
-            actions: actions(&deltas, known),
-            deltas,
-            first_reads: Some(vec![(range, data)]),
-        })
+        let deltas = vec![StepDelta { size: Some(size.min(self.object_size)), change: Change::Created }];
+        Ok(ObjectPlan { actions: actions(&deltas, known), deltas, first_reads: Some(vec![(range, data)]) })
     }
 
     async fn plan(&self, names: &(String, String), known: Local) -> Result<ObjectPlan, CopyError> {
@@ -255,11 +220,7 @@ impl ObjectCopier {
         }
         let (set, known) = try_join(self.list(remote), self.look(local, known)).await?;
         let deltas = self.deltas(remote, set.as_ref(), self.steps.start(), &ends)?;
-        Ok(ObjectPlan {
-            actions: actions(&deltas, known),
-            deltas,
-            first_reads: None,
-        })
+        Ok(ObjectPlan { actions: actions(&deltas, known), deltas, first_reads: None })
     }
 
     async fn plan_repair(
@@ -267,37 +228,17 @@ impl ObjectCopier {
         (remote, local): &(String, String),
         ends: &[SnapId],
     ) -> Result<ObjectPlan, CopyError> {
-        let compare = checksum::compare(
-            &self.remote.data,
-            remote,
-            ends[0],
-            &self.local.data,
-            local,
-            self.object_size,
-        );
-        let list = async {
-            if ends.len() > 1 {
-                self.list(remote).await
-            } else {
-                Ok(None)
-            }
-        };
+        let compare =
+            checksum::compare(&self.remote.data, remote, ends[0], &self.local.data, local, self.object_size);
+        let list = async { if ends.len() > 1 { self.list(remote).await } else { Ok(None) } };
         let ((size, first), set) = try_join(compare, list).await?;
         let changed = first != Action::Nothing;
-        let change = if changed {
-            Change::Modified(Default::default())
-        } else {
-            Change::None
-        };
+        let change = if changed { Change::Modified(Default::default()) } else { Change::None };
         let later = self.deltas(remote, set.as_ref(), Some(ends[0]), &ends[1..])?;
         let now = size.map_or(Local::Absent, Local::Present);
         let actions = std::iter::once(first).chain(actions(&later, now)).collect();
         let deltas = std::iter::once(StepDelta { size, change }).chain(later).collect();
-        Ok(ObjectPlan {
-            deltas,
-            actions,
-            first_reads: None,
-        })
+        Ok(ObjectPlan { deltas, actions, first_reads: None })
     }
 
     fn deltas(
@@ -307,19 +248,12 @@ impl ObjectCopier {
         start: Option<SnapId>,
         ends: &[SnapId],
     ) -> Result<Vec<StepDelta>, CopyError> {
-        deltas(set, start, ends, self.object_size).map_err(|source| CopyError::Clones {
-            object: object.to_string(),
-            source,
-        })
+        deltas(set, start, ends, self.object_size)
+            .map_err(|source| CopyError::Clones { object: object.to_string(), source })
     }
 
     async fn list(&self, object: &str) -> Result<Option<CloneSet>, CopyError> {
-        self.remote
-            .data
-            .list_snaps(object)
-            .await
-            .optional()
-            .map_err(CopyError::Remote)
+        self.remote.data.list_snaps(object).await.optional().map_err(CopyError::Remote)
     }
 
     /// Looks at the local object when what is there makes a difference and is not known.
@@ -327,13 +261,7 @@ impl ObjectCopier {
         if known != Local::Untested || !(self.resumed || self.has_parent) {
             return Ok(known);
         }
-        let size = self
-            .local
-            .data
-            .stat(object)
-            .await
-            .optional()
-            .map_err(CopyError::Local)?;
+        let size = self.local.data.stat(object).await.optional().map_err(CopyError::Local)?;
         Ok(size.map_or(Local::Absent, Local::Present))
     }
 
@@ -344,17 +272,9 @@ impl ObjectCopier {
         ready: impl Future<Output = Result<(), rados::Error>>,
         has_share: bool,
     ) -> Result<Copied, CopyError> {
-        let states = plan
-            .deltas
-            .iter()
-            .zip(&plan.actions)
-            .map(|(delta, action)| state_after(delta, action))
-            .collect();
-        let mut copied = Copied {
-            states,
-            read_bytes: 0,
-            written_bytes: 0,
-        };
+        let states =
+            plan.deltas.iter().zip(&plan.actions).map(|(delta, action)| state_after(delta, action)).collect();
+        let mut copied = Copied { states, read_bytes: 0, written_bytes: 0 };
         if plan.actions.iter().all(|action| *action == Action::Nothing) {
             return Ok(copied);
         }
@@ -363,19 +283,10 @@ impl ObjectCopier {
         let mut from = 0;
         while from < plan.actions.len() {
             let (to, bytes) = batch(&plan.actions, from);
-            let _share = if has_share {
-                None
-            } else {
-                Some(self.share(bytes).await?)
-            };
+            let _share = if has_share { None } else { Some(self.share(bytes).await?) };
             let reads = (from..to).map(|index| {
                 let brought = if index == 0 { first_reads.take() } else { None };
-                self.read(
-                    &names.0,
-                    &self.steps.steps()[index],
-                    &plan.actions[index],
-                    brought,
-                )
+                self.read(&names.0, &self.steps.steps()[index], &plan.actions[index], brought)
             });
             let answers = try_join_all(reads).await?;
             if let Some(ready) = ready.take() {
@@ -406,19 +317,16 @@ impl ObjectCopier {
             return Ok(Vec::new());
         }
         let op = ReadOp::new(object).at(step.remote);
-        let op = reads
-            .iter()
-            .fold(op, |op, extent| op.with(ReadSub::SparseRead(*extent)));
+        let op = reads.iter().fold(op, |op, extent| op.with(ReadSub::SparseRead(*extent)));
         match self.remote.data.read(op).await {
             Ok(reply) if reply.answers.len() == reads.len() => {
                 Ok(reads.into_iter().zip(reply.answers).collect())
             }
             Ok(_) => Err(CopyError::Answer(object.to_string())),
             // Its clones said that it exists there.
-            Err(error) if error.is_not_found() => Err(CopyError::SnapshotGone {
-                object: object.to_string(),
-                snap: step.remote,
-            }),
+            Err(error) if error.is_not_found() => {
+                Err(CopyError::SnapshotGone { object: object.to_string(), snap: step.remote })
+            }
             Err(error) => Err(CopyError::Remote(error)),
         }
     }
@@ -437,23 +345,15 @@ impl ObjectCopier {
         self.check_cancelled()?;
         let newest_local = self.steps.newest_local();
         let context = &self.steps.steps()[step].context;
-        let frame = WriteFrame {
-            object: local,
-            object_size: self.object_size,
-            context,
-            newest_local,
-        };
-        let op = frame
-            .write(action, &reads)
-            .ok_or_else(|| CopyError::Answer(remote.clone()))?;
+        let frame = WriteFrame { object: local, object_size: self.object_size, context, newest_local };
+        let op = frame.write(action, &reads).ok_or_else(|| CopyError::Answer(remote.clone()))?;
         let bytes = op.payload_bytes();
         match self.local.data.write(op).await {
             Ok(_) => Ok(bytes),
             Err(error) if *action == Action::Remove && error.is_not_found() => Ok(0),
-            Err(error) if error.is(libc::ERANGE) => Err(CopyError::Overtaken {
-                object: local.clone(),
-                snap: newest_local,
-            }),
+            Err(error) if error.is(libc::ERANGE) => {
+                Err(CopyError::Overtaken { object: local.clone(), snap: newest_local })
+            }
             Err(error) => Err(CopyError::Local(error)),
         }
     }

@@ -31,11 +31,7 @@ struct Pair {
 impl Pair {
     async fn load(object: ObjectMapObject) -> Result<Pair> {
         let stored = object.load().await?;
-        Ok(Pair {
-            object,
-            target: stored.clone(),
-            stored,
-        })
+        Ok(Pair { object, target: stored.clone(), stored })
     }
 
     async fn store(&mut self) -> Result<()> {
@@ -64,11 +60,7 @@ impl MapSync {
     ) -> Result<MapSync> {
         let mut pairs = try_join_all(std::iter::once(head).chain(snapshots).map(Pair::load)).await?;
         let head = pairs.remove(0);
-        Ok(MapSync {
-            head,
-            snapshots: pairs,
-            fast_diff,
-        })
+        Ok(MapSync { head, snapshots: pairs, fast_diff })
     }
 
     /// The head's map as it is stored.
@@ -96,11 +88,7 @@ impl MapSync {
                 pair.target.set(object, as_stored(self.fast_diff, *state));
             }
             let exists = copied.states.last().is_some_and(|state| state.may_exist());
-            let head = if exists {
-                ObjectState::ExistsClean
-            } else {
-                ObjectState::NonExistent
-            };
+            let head = if exists { ObjectState::ExistsClean } else { ObjectState::NonExistent };
             self.head.target.set(object, as_stored(self.fast_diff, head));
         }
         self.store().await
@@ -117,9 +105,5 @@ impl MapSync {
 
 /// Without fast-diff there is no clean state.
 fn as_stored(fast_diff: bool, state: ObjectState) -> ObjectState {
-    if state == ObjectState::ExistsClean && !fast_diff {
-        ObjectState::Exists
-    } else {
-        state
-    }
+    if state == ObjectState::ExistsClean && !fast_diff { ObjectState::Exists } else { state }
 }

@@ -126,15 +126,11 @@ fn action(delta: &StepDelta, local: Local, first: bool) -> Action {
     match &delta.change {
         _ if local == Local::Absent => Action::Replace { size },
         Change::Created => Action::Replace { size },
-        Change::Modified(ranges) => Action::Update {
-            size,
-            ranges: ranges.clone(),
-        },
+        Change::Modified(ranges) => Action::Update { size, ranges: ranges.clone() },
         // In later steps the size is what the step before made it.
-        _ if first && matches!(local, Local::Present(local) if local != size) => Action::Update {
-            size,
-            ranges: RangeSet::default(),
-        },
+        _ if first && matches!(local, Local::Present(local) if local != size) => {
+            Action::Update { size, ranges: RangeSet::default() }
+        }
         _ => Action::Nothing,
     }
 }
@@ -168,10 +164,7 @@ impl WriteFrame<'_> {
         let op = WriteOp::new(self.object).under(self.context.clone()).exec(
             "rbd",
             "assert_snapc_seq",
-            Encoder::new()
-                .u64(self.newest_local.0)
-                .u8(SNAPC_SEQ_GREATER)
-                .finish(),
+            Encoder::new().u64(self.newest_local.0).u8(SNAPC_SEQ_GREATER).finish(),
         );
         match action {
             Action::Nothing => None,
@@ -182,42 +175,32 @@ impl WriteFrame<'_> {
     }
 
     fn replace(&self, op: WriteOp, size: u64, mut pieces: Vec<(u64, Bytes)>) -> WriteOp {
-        let hint = WriteSub::AllocHint {
-            object_size: self.object_size,
-            write_size: self.object_size,
-        };
+        let hint = WriteSub::AllocHint { object_size: self.object_size, write_size: self.object_size };
         let op = op.with(WriteSub::Create { exclusive: false }).with(hint);
         match pieces.as_slice() {
             [(0, data)] if data.len() as u64 == size => op.with(WriteSub::WriteFull(pieces.remove(0).1)),
-            _ => with_writes(
-                op.with(WriteSub::Truncate(0)).with(WriteSub::Truncate(size)),
-                pieces,
-            ),
+            _ => with_writes(op.with(WriteSub::Truncate(0)).with(WriteSub::Truncate(size)), pieces),
         }
     }
 }
 
+/// An OSD turns a zero that reaches the end of the object into a truncate: then the size is set once more. It must not
+/// be sent one without a byte, on which it aborts; a [`RangeSet`] has none.
 fn update(op: WriteOp, size: u64, reads: &[(Extent, ReadAnswer)], pieces: Vec<(u64, Bytes)>) -> WriteOp {
     let asked: Vec<Extent> = reads.iter().map(|(extent, _)| *extent).collect();
-    let written: Vec<Extent> = pieces
-        .iter()
-        .map(|(offset, data)| Extent::new(*offset, data.len() as u64))
-        .collect();
+    let written: Vec<Extent> =
+        pieces.iter().map(|(offset, data)| Extent::new(*offset, data.len() as u64)).collect();
     let asked = RangeSet::from_extents(&asked).intersection(&RangeSet::below(size));
     let zeros = asked.without(&RangeSet::from_extents(&written));
-    let op = op
-        .with(WriteSub::Create { exclusive: false })
-        .with(WriteSub::Truncate(size));
-    let op = zeros
-        .extents()
-        .fold(op, |op, extent| op.with(WriteSub::Zero(extent)));
+    let op = op.with(WriteSub::Create { exclusive: false }).with(WriteSub::Truncate(size));
+    let op = zeros.extents().fold(op, |op, extent| op.with(WriteSub::Zero(extent)));
+    let cut = zeros.extents().last().is_some_and(|last| last.end() == size);
+    let op = if cut { op.with(WriteSub::Truncate(size)) } else { op };
     with_writes(op, pieces)
 }
 
 fn with_writes(op: WriteOp, pieces: Vec<(u64, Bytes)>) -> WriteOp {
-    pieces
-        .into_iter()
-        .fold(op, |op, (offset, data)| op.with(WriteSub::Write { offset, data }))
+    pieces.into_iter().fold(op, |op, (offset, data)| op.with(WriteSub::Write { offset, data }))
 }
 
 /// What the reads found that is not zero, as slices of what they answered.
@@ -231,10 +214,7 @@ fn pieces(reads: &[(Extent, ReadAnswer)]) -> Option<Vec<(u64, Bytes)>> {
         for extent in extents {
             let end = at.checked_add(usize::try_from(extent.length).ok()?)?;
             let inside = extent.offset >= asked.offset
-                && extent
-                    .offset
-                    .checked_add(extent.length)
-                    .is_some_and(|e| e <= asked.end());
+                && extent.offset.checked_add(extent.length).is_some_and(|e| e <= asked.end());
             if end > data.len() || !inside {
                 return None;
             }
@@ -268,8 +248,7 @@ fn push_nonzero(pieces: &mut Vec<(u64, Bytes)>, offset: u64, data: &Bytes) {
 
 fn is_zero(data: &[u8]) -> bool {
     static ZEROS: [u8; 4096] = [0; 4096];
-    data.chunks(ZEROS.len())
-        .all(|chunk| *chunk == ZEROS[..chunk.len()])
+    data.chunks(ZEROS.len()).all(|chunk| *chunk == ZEROS[..chunk.len()])
 }
 
 #[cfg(test)]

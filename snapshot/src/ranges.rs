@@ -15,9 +15,7 @@ pub struct RangeSet {
 impl RangeSet {
     /// The bytes below `end`.
     pub fn below(end: u64) -> Self {
-        RangeSet {
-            ranges: if end > 0 { vec![(0, end)] } else { Vec::new() },
-        }
+        RangeSet { ranges: if end > 0 { vec![(0, end)] } else { Vec::new() } }
     }
 
     /// The bytes of all `extents`, in any order.

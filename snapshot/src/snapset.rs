@@ -54,11 +54,7 @@ pub enum Change {
 /// Index into the list of clones that serves `snap`; `None` when the object does not exist there.
 fn serving(set: &CloneSet, snap: SnapId) -> Option<usize> {
     if snap.0 > set.seq {
-        return set
-            .clones
-            .last()
-            .filter(|c| c.id.is_head())
-            .map(|_| set.clones.len() - 1);
+        return set.clones.last().filter(|c| c.id.is_head()).map(|_| set.clones.len() - 1);
     }
     let index = set.clones.iter().position(|c| c.id >= snap)?;
     set.clones[index].snaps.contains(&snap).then_some(index)
@@ -92,10 +88,7 @@ pub fn deltas(
             (Some(from), Some(to)) if from >= to => Change::None,
             (Some(from), Some(to)) => Change::Modified(modified(set, from, to, object_size)),
         };
-        deltas.push(StepDelta {
-            size: to.map(|index| set.clones[index].size.min(object_size)),
-            change,
-        });
+        deltas.push(StepDelta { size: to.map(|index| set.clones[index].size.min(object_size)), change });
         from = to;
     }
     Ok(deltas)
@@ -113,10 +106,7 @@ fn modified(set: &CloneSet, from: usize, to: usize, object_size: u64) -> RangeSe
 
 fn check_order(set: &CloneSet) -> Result<(), DisorderedClones> {
     match set.clones.windows(2).find(|pair| pair[0].id >= pair[1].id) {
-        Some(pair) => Err(DisorderedClones {
-            before: pair[0].id,
-            after: pair[1].id,
-        }),
+        Some(pair) => Err(DisorderedClones { before: pair[0].id, after: pair[1].id }),
         None => Ok(()),
     }
 }

@@ -52,20 +52,12 @@ impl CopySteps {
         existing: &[SnapId],
     ) -> Result<CopySteps, InvalidSteps> {
         let ascending = pairs.windows(2).all(|p| p[0].0 < p[1].0 && p[0].1 < p[1].1);
-        let after_start = pairs
-            .first()
-            .is_some_and(|(remote, _)| start.is_none_or(|start| start < *remote));
+        let after_start = pairs.first().is_some_and(|(remote, _)| start.is_none_or(|start| start < *remote));
         if !ascending || !after_start {
-            return Err(InvalidSteps {
-                start,
-                pairs: pairs.to_vec(),
-            });
+            return Err(InvalidSteps { start, pairs: pairs.to_vec() });
         }
-        let mut all: Vec<SnapId> = existing
-            .iter()
-            .copied()
-            .chain(pairs.iter().map(|(_, local)| *local))
-            .collect();
+        let mut all: Vec<SnapId> =
+            existing.iter().copied().chain(pairs.iter().map(|(_, local)| *local)).collect();
         all.sort_unstable();
         all.dedup();
         let older = |local: SnapId| all.iter().copied().filter(|s| *s < local).collect();
@@ -74,10 +66,7 @@ impl CopySteps {
             local,
             context: SnapContext::new(older(local)),
         };
-        Ok(CopySteps {
-            start,
-            steps: pairs.iter().map(step).collect(),
-        })
+        Ok(CopySteps { start, steps: pairs.iter().map(step).collect() })
     }
 
     /// The remote snapshot that the copy holds already.
@@ -114,20 +103,8 @@ mod tests {
             &[id(3), id(11), id(20), id(22)],
         )
         .unwrap();
-        assert_eq!(
-            steps.steps()[0].context,
-            SnapContext {
-                seq: 11,
-                snaps: vec![id(11), id(3)]
-            }
-        );
-        assert_eq!(
-            steps.steps()[1].context,
-            SnapContext {
-                seq: 20,
-                snaps: vec![id(20), id(11), id(3)]
-            }
-        );
+        assert_eq!(steps.steps()[0].context, SnapContext { seq: 11, snaps: vec![id(11), id(3)] });
+        assert_eq!(steps.steps()[1].context, SnapContext { seq: 20, snaps: vec![id(20), id(11), id(3)] });
         assert_eq!(steps.newest_local(), id(22));
         let first = CopySteps::new(None, &[(id(6), id(20))], &[id(20)]).unwrap();
         assert_eq!(first.steps()[0].context, SnapContext::default());

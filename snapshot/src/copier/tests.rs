@@ -38,28 +38,20 @@ impl World {
 
     async fn write(&self, object: u64, sub: WriteSub) {
         let snap_context = SnapContext::new(self.pairs.iter().map(|(remote, _)| *remote).collect());
-        let op = WriteOp {
-            object: format!("r.{object:016x}"),
-            snap_context,
-            subs: vec![sub],
-        };
+        let op = WriteOp { object: format!("r.{object:016x}"), snap_context, subs: vec![sub] };
         self.remote.ioctx().write(op).await.ok();
     }
 
     fn contents(cluster: &Arc<SimBackend>, prefix: &str, snap: SnapId) -> Vec<Option<Vec<u8>>> {
         let bytes = |object: u64| {
-            cluster
-                .object(&format!("{prefix}.{object:016x}"))
-                .bytes_at(snap)
-                .map(<[u8]>::to_vec)
+            cluster.object(&format!("{prefix}.{object:016x}")).bytes_at(snap).map(<[u8]>::to_vec)
         };
         (0..OBJECTS).map(bytes).collect()
     }
 
     fn snapshot(&mut self) {
         let (remote, local) = (self.remote.new_snap(), self.local.new_snap());
-        self.history
-            .insert(remote, World::contents(&self.remote, "r", SnapId::HEAD));
+        self.history.insert(remote, World::contents(&self.remote, "r", SnapId::HEAD));
         self.pairs.push((remote, local));
     }
 
@@ -67,10 +59,7 @@ impl World {
     fn copier(&self, copied: usize, resumed: bool, cancel: &CancellationToken) -> Copier {
         let existing: Vec<SnapId> = self.pairs.iter().map(|(_, local)| *local).collect();
         let start = copied.checked_sub(1).map(|last| self.pairs[last].0);
-        let side = |data, prefix: &str| Side {
-            data,
-            object_prefix: prefix.into(),
-        };
+        let side = |data, prefix: &str| Side { data, object_prefix: prefix.into() };
         let saved = self.saved.clone();
         Copier {
             objects: ObjectCopier {
@@ -89,16 +78,10 @@ impl World {
             maps: None,
             progress: watch::Sender::new(Progress::default()),
             checkpoint: Box::new(move |below| {
-                assert!(
-                    saved.fetch_max(below, Ordering::Relaxed) < below,
-                    "progress only grows"
-                );
+                assert!(saved.fetch_max(below, Ordering::Relaxed) < below, "progress only grows");
                 async { Ok(()) }.boxed()
             }),
-            options: Options {
-                objects_in_flight: 7,
-                checkpoint_interval: Duration::ZERO,
-            },
+            options: Options { objects_in_flight: 7, checkpoint_interval: Duration::ZERO },
         }
     }
 
@@ -126,20 +109,9 @@ struct Delta {
 
 fn delta() -> impl Strategy<Value = Delta> {
     let write = (0..OBJECTS, 0..OBJECT_BYTES - 4, any::<u8>());
-    let crash = (0u64..60, any::<bool>()).prop_map(|(after_writes, applied)| Crash {
-        after_writes,
-        applied,
-    });
-    (
-        prop::collection::vec(write, 0..120),
-        0usize..3,
-        prop::collection::vec(crash, 0..4),
-    )
-        .prop_map(|(writes, snapshots_between, crashes)| Delta {
-            writes,
-            snapshots_between,
-            crashes,
-        })
+    let crash = (0u64..60, any::<bool>()).prop_map(|(after_writes, applied)| Crash { after_writes, applied });
+    (prop::collection::vec(write, 0..120), 0usize..3, prop::collection::vec(crash, 0..4))
+        .prop_map(|(writes, snapshots_between, crashes)| Delta { writes, snapshots_between, crashes })
 }
 
 async fn play(deltas: &[Delta]) {
@@ -151,10 +123,7 @@ async fn play(deltas: &[Delta]) {
             let sub = match byte % 8 {
                 0 => WriteSub::Remove,
                 1 => WriteSub::Truncate(*offset),
-                _ => WriteSub::Write {
-                    offset: *offset,
-                    data: data(*byte, 4),
-                },
+                _ => WriteSub::Write { offset: *offset, data: data(*byte, 4) },
             };
             world.write(*object, sub).await;
             if delta.snapshots_between > 0
@@ -199,30 +168,15 @@ proptest! {
 async fn a_first_copy_takes_one_read_and_one_write_per_object() {
     let mut world = World::new();
     for object in 0..10 {
-        world
-            .write(
-                object,
-                WriteSub::Write {
-                    offset: 8,
-                    data: data(1, 8),
-                },
-            )
-            .await;
+        world.write(object, WriteSub::Write { offset: 8, data: data(1, 8) }).await;
     }
     world.snapshot();
     let (_, before) = world.remote.counts();
-    let progress = world
-        .copier(0, false, &CancellationToken::new())
-        .run()
-        .await
-        .unwrap();
+    let progress = world.copier(0, false, &CancellationToken::new()).run().await.unwrap();
     let (_, reads) = world.remote.counts();
     assert_eq!(reads - before, OBJECTS);
     assert_eq!(world.local.counts(), (10, 0));
-    assert_eq!(
-        (progress.objects_done, progress.read_bytes, progress.written_bytes),
-        (OBJECTS, 80, 170)
-    );
+    assert_eq!((progress.objects_done, progress.read_bytes, progress.written_bytes), (OBJECTS, 80, 170));
     world.check(OBJECTS);
 }
 
@@ -230,39 +184,15 @@ async fn a_first_copy_takes_one_read_and_one_write_per_object() {
 async fn an_unchanged_object_costs_one_read_and_a_changed_one_brings_its_ranges_only() {
     let mut world = World::new();
     for object in 0..10 {
-        world
-            .write(
-                object,
-                WriteSub::Write {
-                    offset: 0,
-                    data: data(1, 32),
-                },
-            )
-            .await;
+        world.write(object, WriteSub::Write { offset: 0, data: data(1, 32) }).await;
     }
     world.snapshot();
-    world
-        .copier(0, false, &CancellationToken::new())
-        .run()
-        .await
-        .unwrap();
+    world.copier(0, false, &CancellationToken::new()).run().await.unwrap();
     world.saved = Arc::default();
-    world
-        .write(
-            3,
-            WriteSub::Write {
-                offset: 4,
-                data: data(2, 4),
-            },
-        )
-        .await;
+    world.write(3, WriteSub::Write { offset: 4, data: data(2, 4) }).await;
     world.snapshot();
     let ((_, reads), (writes, _)) = (world.remote.counts(), world.local.counts());
-    let progress = world
-        .copier(1, false, &CancellationToken::new())
-        .run()
-        .await
-        .unwrap();
+    let progress = world.copier(1, false, &CancellationToken::new()).run().await.unwrap();
     assert_eq!(world.remote.counts().1 - reads, OBJECTS + 1);
     assert_eq!(world.local.counts().0 - writes, 1);
     assert_eq!(progress.read_bytes, 4);
@@ -273,64 +203,33 @@ async fn an_unchanged_object_costs_one_read_and_a_changed_one_brings_its_ranges_
 async fn a_cancelled_copy_says_so_and_keeps_what_it_has() {
     let mut world = World::new();
     for object in 0..OBJECTS {
-        world
-            .write(
-                object,
-                WriteSub::Write {
-                    offset: 0,
-                    data: data(1, 8),
-                },
-            )
-            .await;
+        world.write(object, WriteSub::Write { offset: 0, data: data(1, 8) }).await;
     }
     world.snapshot();
     let cancel = CancellationToken::new();
     let copier = world.copier(0, false, &cancel);
     let mut progress = copier.progress.subscribe();
     let running = tokio::spawn(copier.run());
-    progress
-        .wait_for(|progress| progress.copied_below >= 5)
-        .await
-        .unwrap();
+    progress.wait_for(|progress| progress.copied_below >= 5).await.unwrap();
     cancel.cancel();
     assert!(matches!(running.await.unwrap(), Err(CopyFailed::Cancelled)));
     let saved = world.saved.load(Ordering::Relaxed);
     assert!((5..OBJECTS).contains(&saved), "{saved}");
     world.check(saved);
-    world
-        .copier(0, true, &CancellationToken::new())
-        .run()
-        .await
-        .unwrap();
+    world.copier(0, true, &CancellationToken::new()).run().await.unwrap();
     world.check(OBJECTS);
 }
 
 #[tokio::test]
 async fn a_snapshot_that_others_wrote_behind_is_not_filled() {
     let mut world = World::new();
-    world
-        .write(
-            2,
-            WriteSub::Write {
-                offset: 0,
-                data: data(1, 8),
-            },
-        )
-        .await;
+    world.write(2, WriteSub::Write { offset: 0, data: data(1, 8) }).await;
     world.snapshot();
     let local = world.pairs[0].1;
     let op = WriteOp::new(format!("l.{:016x}", 2)).under(SnapContext::new(vec![local]));
-    world
-        .local
-        .ioctx()
-        .write(op.with(WriteSub::WriteFull(data(9, 4))))
-        .await
-        .unwrap();
+    world.local.ioctx().write(op.with(WriteSub::WriteFull(data(9, 4)))).await.unwrap();
     match world.copier(0, false, &CancellationToken::new()).run().await {
-        Err(CopyFailed::Object {
-            object: ObjectNumber(2),
-            source: CopyError::Overtaken { snap, .. },
-        }) => {
+        Err(CopyFailed::Object { object: ObjectNumber(2), source: CopyError::Overtaken { snap, .. } }) => {
             assert_eq!(snap, local);
         }
         other => panic!("{other:?}"),

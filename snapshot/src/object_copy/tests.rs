@@ -59,10 +59,7 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 fn round() -> impl Strategy<Value = Round> {
-    let crash = (0u64..4, any::<bool>()).prop_map(|(after_writes, applied)| Crash {
-        after_writes,
-        applied,
-    });
+    let crash = (0u64..4, any::<bool>()).prop_map(|(after_writes, applied)| Crash { after_writes, applied });
     (
         prop::collection::vec(event(), 0..16),
         prop::collection::vec(crash, 0..4),
@@ -71,16 +68,14 @@ fn round() -> impl Strategy<Value = Round> {
         prop::bool::weighted(0.2),
         prop::collection::vec(event(), 0..4),
     )
-        .prop_map(
-            |(events, crashes, drop_in_between, repair, abandoned, after)| Round {
-                events,
-                crashes,
-                drop_in_between,
-                repair,
-                abandoned,
-                after,
-            },
-        )
+        .prop_map(|(events, crashes, drop_in_between, repair, abandoned, after)| Round {
+            events,
+            crashes,
+            drop_in_between,
+            repair,
+            abandoned,
+            after,
+        })
 }
 
 /// A remote snapshot, its local counterpart if it has one, and what the image showed then.
@@ -89,6 +84,8 @@ struct Known {
     remote: SnapId,
     local: Option<SnapId>,
     shown: Vec<u8>,
+    /// What the object held, if it existed (a copy-up may give it existence later).
+    bytes: Option<Vec<u8>>,
     kind: Kind,
 }
 
@@ -106,47 +103,28 @@ impl World {
         for _ in 0..100 {
             local.new_snap();
         }
-        World {
-            remote,
-            local,
-            parent,
-            snaps: Vec::new(),
-        }
+        World { remote, local, parent, snaps: Vec::new() }
     }
 
     /// What an image shows of an object: the parent's bytes when there is none, zeros behind its end.
     fn shown(&self, bytes: Option<&[u8]>) -> Vec<u8> {
-        let mut shown = bytes
-            .map(<[u8]>::to_vec)
-            .or_else(|| self.parent.clone())
-            .unwrap_or_default();
+        let mut shown = bytes.map(<[u8]>::to_vec).or_else(|| self.parent.clone()).unwrap_or_default();
         shown.resize(OBJECT_BYTES as usize, 0);
         shown
     }
 
     fn remote_now(&self) -> Option<Vec<u8>> {
-        self.remote
-            .object("r.0000000000000000")
-            .bytes_at(SnapId::HEAD)
-            .map(<[u8]>::to_vec)
+        self.remote.object("r.0000000000000000").bytes_at(SnapId::HEAD).map(<[u8]>::to_vec)
     }
 
     fn snapshot(&mut self, kind: Kind) {
-        let shown = self.shown(self.remote_now().as_deref());
-        self.snaps.push(Known {
-            remote: self.remote.new_snap(),
-            local: None,
-            shown,
-            kind,
-        });
+        let bytes = self.remote_now();
+        let shown = self.shown(bytes.as_deref());
+        self.snaps.push(Known { remote: self.remote.new_snap(), local: None, shown, bytes, kind });
     }
 
     async fn write(&self, context: SnapContext, subs: Vec<WriteSub>) {
-        let op = WriteOp {
-            object: "r.0000000000000000".into(),
-            snap_context: context,
-            subs,
-        };
+        let op = WriteOp { object: "r.0000000000000000".into(), snap_context: context, subs };
         self.remote.ioctx().write(op).await.optional().unwrap();
     }
 
@@ -157,33 +135,19 @@ impl World {
         if self.parent.is_some() && self.remote_now().is_none() {
             if let Event::CopyUp(offset, byte) = event {
                 let parent = self.parent.clone().unwrap_or_default();
-                self.write(SnapContext::default(), vec![WriteSub::WriteFull(parent.into())])
+                self.write(SnapContext::default(), vec![WriteSub::WriteFull(parent.into())]).await;
+                self.write(context.clone(), vec![WriteSub::Write { offset: *offset, data: data(1, *byte) }])
                     .await;
-                self.write(
-                    context.clone(),
-                    vec![WriteSub::Write {
-                        offset: *offset,
-                        data: data(1, *byte),
-                    }],
-                )
-                .await;
             }
-            if !matches!(
-                event,
-                Event::UserSnapshot | Event::OtherSnapshot | Event::DropSnapshot(_)
-            ) {
+            if !matches!(event, Event::UserSnapshot | Event::OtherSnapshot | Event::DropSnapshot(_)) {
                 return;
             }
         }
         let sub = match event {
-            Event::Write(offset, length, byte) => WriteSub::Write {
-                offset: *offset,
-                data: data(*length, *byte),
-            },
-            Event::CopyUp(offset, byte) => WriteSub::Write {
-                offset: *offset,
-                data: data(1, *byte),
-            },
+            Event::Write(offset, length, byte) => {
+                WriteSub::Write { offset: *offset, data: data(*length, *byte) }
+            }
+            Event::CopyUp(offset, byte) => WriteSub::Write { offset: *offset, data: data(1, *byte) },
             Event::Zero(offset, length) => WriteSub::Zero(Extent::new(*offset, *length)),
             Event::Truncate(size) => WriteSub::Truncate(*size),
             Event::Remove => WriteSub::Remove,
@@ -195,30 +159,20 @@ impl World {
     }
 
     fn drop_snapshot(&mut self, index: &prop::sample::Index) {
-        let droppable: Vec<usize> = (0..self.snaps.len())
-            .filter(|i| self.snaps[*i].kind != Kind::Mirror)
-            .collect();
+        let droppable: Vec<usize> =
+            (0..self.snaps.len()).filter(|i| self.snaps[*i].kind != Kind::Mirror).collect();
         if !droppable.is_empty() {
             let known = self.snaps.remove(droppable[index.index(droppable.len())]);
             self.remote.remove_snap(known.remote);
-            known
-                .local
-                .into_iter()
-                .for_each(|snap| self.local.remove_snap(snap));
+            known.local.into_iter().for_each(|snap| self.local.remove_snap(snap));
         }
     }
 
     fn copier(&self, start: Option<SnapId>, method: Method, resumed: bool) -> ObjectCopier {
-        let waiting = self
-            .snaps
-            .iter()
-            .filter(|k| start.is_none_or(|start| k.remote > start));
+        let waiting = self.snaps.iter().filter(|k| start.is_none_or(|start| k.remote > start));
         let pairs: Vec<_> = waiting.filter_map(|k| k.local.map(|l| (k.remote, l))).collect();
         let existing: Vec<SnapId> = self.snaps.iter().filter_map(|k| k.local).collect();
-        let side = |data, prefix: &str| Side {
-            data,
-            object_prefix: prefix.into(),
-        };
+        let side = |data, prefix: &str| Side { data, object_prefix: prefix.into() };
         ObjectCopier {
             remote: side(self.remote.ioctx(), "r"),
             local: side(self.local.ioctx(), "l"),
@@ -240,10 +194,7 @@ impl World {
         self.snapshot(Kind::Mirror);
         let local = self.local.clone();
         let copied = |k: &&mut Known| k.local.is_none() && k.kind != Kind::Other;
-        self.snaps
-            .iter_mut()
-            .filter(copied)
-            .for_each(|k| k.local = Some(local.new_snap()));
+        self.snaps.iter_mut().filter(copied).for_each(|k| k.local = Some(local.new_snap()));
         let end = self.snaps[self.snaps.len() - 1].remote;
         for event in &round.after {
             // A user snapshot made now belongs to the next round.
@@ -258,10 +209,7 @@ impl World {
             }
             self.local.set_crash(crash.copied());
             let copier = self.copier(start, method, resumed);
-            match copier
-                .copy(OBJECT, Local::Untested, false, async { Ok(()) })
-                .await
-            {
+            match copier.copy(OBJECT, Local::Untested, false, async { Ok(()) }).await {
                 Ok(copied) => {
                     self.check_states(&copier, &copied);
                     self.local.set_crash(None);
@@ -281,10 +229,7 @@ impl World {
         let at = self.snaps.iter().position(|k| k.remote == end).unwrap();
         let known = self.snaps.remove(at);
         self.remote.remove_snap(known.remote);
-        known
-            .local
-            .into_iter()
-            .for_each(|snap| self.local.remove_snap(snap));
+        known.local.into_iter().for_each(|snap| self.local.remove_snap(snap));
         None
     }
 
@@ -310,12 +255,16 @@ impl World {
                 "local {snap}, remote {}",
                 known.remote
             );
+            if self.parent.is_none() {
+                assert_eq!(
+                    local.bytes_at(snap),
+                    known.bytes.as_deref(),
+                    "size and existence at local {snap}"
+                );
+            }
         }
         let newest = self.snaps.iter().rev().find_map(|k| k.local);
-        assert_eq!(
-            newest.map(|s| local.bytes_at(s).is_some()),
-            Some(local.bytes_at(SnapId::HEAD).is_some())
-        );
+        assert_eq!(newest.map(|s| local.bytes_at(s).is_some()), Some(local.bytes_at(SnapId::HEAD).is_some()));
         assert_eq!(
             newest.and_then(|s| local.bytes_at(s)),
             local.bytes_at(SnapId::HEAD),
@@ -330,11 +279,7 @@ fn play(parent: Option<Vec<u8>>, rounds: &[Round]) {
         let mut world = World::new(parent);
         let (mut start, mut dirty) = (None, false);
         for round in rounds {
-            let method = if round.repair || dirty {
-                Method::Repair
-            } else {
-                Method::Replay
-            };
+            let method = if round.repair || dirty { Method::Repair } else { Method::Replay };
             match world.play_round(start, round, method).await {
                 Some(end) => {
                     (start, dirty) = (Some(end), false);

@@ -22,10 +22,7 @@ fn an_absent_object_arrives_whole_once() {
     let expected = [
         Action::Nothing,
         Action::Replace { size: 40 },
-        Action::Update {
-            size: 40,
-            ranges: ranges(4, 4),
-        },
+        Action::Update { size: 40, ranges: ranges(4, 4) },
         Action::Remove,
         Action::Replace { size: 8 },
     ];
@@ -34,52 +31,27 @@ fn an_absent_object_arrives_whole_once() {
     // Copied up on the primary: it looks as if it had been there at the start, too.
     let copied_up = [delta(Some(40), Change::Modified(ranges(4, 4)))];
     assert_eq!(actions(&copied_up, Local::Absent), [Action::Replace { size: 40 }]);
-    assert_eq!(
-        actions(&copied_up, Local::Present(40)),
-        [Action::Update {
-            size: 40,
-            ranges: ranges(4, 4)
-        }]
-    );
+    assert_eq!(actions(&copied_up, Local::Present(40)), [Action::Update { size: 40, ranges: ranges(4, 4) }]);
 }
 
 #[test]
 fn a_resumed_copy_sets_size_and_existence_first() {
     let unchanged = [delta(Some(16), Change::None), delta(Some(16), Change::None)];
-    assert_eq!(
-        actions(&unchanged, Local::Present(16)),
-        [Action::Nothing, Action::Nothing]
-    );
-    let cut = Action::Update {
-        size: 16,
-        ranges: RangeSet::default(),
-    };
+    assert_eq!(actions(&unchanged, Local::Present(16)), [Action::Nothing, Action::Nothing]);
+    let cut = Action::Update { size: 16, ranges: RangeSet::default() };
     assert_eq!(actions(&unchanged, Local::Present(40)), [cut, Action::Nothing]);
     let absent = [delta(None, Change::None), delta(None, Change::None)];
-    assert_eq!(
-        actions(&absent, Local::Present(40)),
-        [Action::Remove, Action::Nothing]
-    );
-    assert_eq!(
-        actions(&absent, Local::Untested),
-        [Action::Nothing, Action::Nothing]
-    );
+    assert_eq!(actions(&absent, Local::Present(40)), [Action::Remove, Action::Nothing]);
+    assert_eq!(actions(&absent, Local::Untested), [Action::Nothing, Action::Nothing]);
 }
 
 #[test]
 fn many_ranges_are_read_as_few() {
     let many: Vec<Extent> = (0..1000).map(|i| Extent::new(i * 10_000, 4096)).collect();
-    let action = Action::Update {
-        size: 10_000_000,
-        ranges: RangeSet::from_extents(&many),
-    };
+    let action = Action::Update { size: 10_000_000, ranges: RangeSet::from_extents(&many) };
     let reads = action.reads();
     assert!(reads.len() <= READ_RANGES_MAX);
-    assert!(
-        RangeSet::from_extents(&many)
-            .without(&RangeSet::from_extents(&reads))
-            .is_empty()
-    );
+    assert!(RangeSet::from_extents(&many).without(&RangeSet::from_extents(&reads)).is_empty());
 }
 
 #[test]
@@ -93,11 +65,7 @@ fn zeros_are_not_written() {
     push_nonzero(&mut found, 0, &data);
     let starts: Vec<_> = found.iter().map(|(offset, data)| (*offset, data.len())).collect();
     assert_eq!(starts, [(ZERO_RUN_BYTES, run), (3 * ZERO_RUN_BYTES, run)]);
-    assert_eq!(
-        found[0].1.as_ptr(),
-        data.slice(run..).as_ptr(),
-        "slices, not copies"
-    );
+    assert_eq!(found[0].1.as_ptr(), data.slice(run..).as_ptr(), "slices, not copies");
 }
 
 #[test]
@@ -108,10 +76,7 @@ fn refuses_answers_that_do_not_fit() {
         context: &SnapContext::default(),
         newest_local: SnapId(9),
     };
-    let action = Action::Update {
-        size: 40,
-        ranges: ranges(4, 4),
-    };
+    let action = Action::Update { size: 40, ranges: ranges(4, 4) };
     let asked = Extent::new(4, 4);
     let sparse = |extents: &[Extent], length| ReadAnswer::Sparse {
         extents: extents.to_vec(),
@@ -119,10 +84,6 @@ fn refuses_answers_that_do_not_fit() {
     };
     assert!(frame.write(&action, &[(asked, sparse(&[asked], 4))]).is_some());
     assert!(frame.write(&action, &[(asked, sparse(&[asked], 3))]).is_none());
-    assert!(
-        frame
-            .write(&action, &[(asked, sparse(&[Extent::new(0, 4)], 4))])
-            .is_none()
-    );
+    assert!(frame.write(&action, &[(asked, sparse(&[Extent::new(0, 4)], 4))]).is_none());
     assert!(frame.write(&action, &[(asked, ReadAnswer::Done)]).is_none());
 }

@@ -46,13 +46,7 @@ impl SimBackend {
 
     /// Its only pool.
     pub fn ioctx(self: &Arc<Self>) -> IoCtx {
-        IoCtx::new(
-            self.clone(),
-            Location {
-                pool: PoolId(1),
-                namespace: "".into(),
-            },
-        )
+        IoCtx::new(self.clone(), Location { pool: PoolId(1), namespace: "".into() })
     }
 
     fn store(&self) -> MutexGuard<'_, Store> {
@@ -89,25 +83,13 @@ impl SimBackend {
 
     /// A copy of an object of [`SimBackend::ioctx`].
     pub fn object(self: &Arc<Self>, name: &str) -> SimObject {
-        let location = Location {
-            pool: PoolId(1),
-            namespace: "".into(),
-        };
-        self.store()
-            .objects
-            .get(&(location, name.to_string()))
-            .cloned()
-            .unwrap_or_default()
+        let location = Location { pool: PoolId(1), namespace: "".into() };
+        self.store().objects.get(&(location, name.to_string())).cloned().unwrap_or_default()
     }
 
     fn do_read(&self, location: &Location, op: &ReadOp) -> Result<ReadReply> {
         let mut store = self.store();
-        let fail = |errno| {
-            Error::new(
-                errno,
-                format!("cannot read object '{}' at {}", op.object, op.snap),
-            )
-        };
+        let fail = |errno| Error::new(errno, format!("cannot read object '{}' at {}", op.object, op.snap));
         if store.crashed {
             return Err(fail(libc::ESHUTDOWN));
         }
@@ -115,16 +97,11 @@ impl SimBackend {
         if store.removed.contains(&op.snap) {
             return Err(fail(libc::ENOENT));
         }
-        let object = store
-            .objects
-            .get(&(location.clone(), op.object.clone()))
-            .ok_or_else(|| fail(libc::ENOENT))?;
+        let object =
+            store.objects.get(&(location.clone(), op.object.clone())).ok_or_else(|| fail(libc::ENOENT))?;
         let answers: std::result::Result<Vec<_>, i32> =
             op.subs.iter().map(|s| object.read(op.snap, s)).collect();
-        Ok(ReadReply {
-            answers: answers.map_err(fail)?,
-            version: 1,
-        })
+        Ok(ReadReply { answers: answers.map_err(fail)?, version: 1 })
     }
 
     fn do_write(&self, location: &Location, op: &WriteOp) -> Result<u64> {
@@ -169,10 +146,7 @@ fn answer<T: Send + 'static>(result: Result<T>) -> Pending<T> {
 }
 
 fn unsupported<T: Send + 'static>(what: &str) -> Pending<T> {
-    answer(Err(Error::new(
-        libc::EOPNOTSUPP,
-        format!("cannot {what} in a simulated cluster"),
-    )))
+    answer(Err(Error::new(libc::EOPNOTSUPP, format!("cannot {what} in a simulated cluster"))))
 }
 
 impl Backend for SimBackend {
@@ -194,13 +168,8 @@ impl Backend for SimBackend {
     }
 
     fn list_objects(&self, location: &Location) -> Pending<Vec<String>> {
-        let names = self
-            .store()
-            .objects
-            .keys()
-            .filter(|(l, _)| l == location)
-            .map(|(_, n)| n.clone())
-            .collect();
+        let names =
+            self.store().objects.keys().filter(|(l, _)| l == location).map(|(_, n)| n.clone()).collect();
         answer(Ok(names))
     }
 

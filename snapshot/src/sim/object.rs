@@ -55,19 +55,11 @@ impl Content {
     fn sparse(&self, extent: Extent) -> (Vec<Extent>, Bytes) {
         let size = self.data.len() as u64;
         let blocks = self.allocated.iter().enumerate().filter(|(_, on)| **on);
-        let blocks: Vec<_> = blocks
-            .map(|(i, _)| Extent::new(i as u64 * BLOCK_BYTES, BLOCK_BYTES))
-            .collect();
+        let blocks: Vec<_> = blocks.map(|(i, _)| Extent::new(i as u64 * BLOCK_BYTES, BLOCK_BYTES)).collect();
         let within = RangeSet::from_extents(&[extent]).intersection(&RangeSet::below(size));
-        let extents: Vec<_> = RangeSet::from_extents(&blocks)
-            .intersection(&within)
-            .extents()
-            .collect();
-        let data = extents
-            .iter()
-            .flat_map(|e| &self.data[e.offset as usize..e.end() as usize])
-            .copied()
-            .collect();
+        let extents: Vec<_> = RangeSet::from_extents(&blocks).intersection(&within).extents().collect();
+        let data =
+            extents.iter().flat_map(|e| &self.data[e.offset as usize..e.end() as usize]).copied().collect();
         (extents, data)
     }
 }
@@ -121,17 +113,9 @@ impl SimObject {
         let mut clones: Vec<_> = self.clones.iter().map(clone).collect();
         if let Some(head) = &self.head {
             let size = head.data.len() as u64;
-            clones.push(CloneInfo {
-                id: SnapId::HEAD,
-                snaps: Vec::new(),
-                overlap: Vec::new(),
-                size,
-            });
+            clones.push(CloneInfo { id: SnapId::HEAD, snaps: Vec::new(), overlap: Vec::new(), size });
         }
-        Some(CloneSet {
-            seq: self.seq,
-            clones,
-        })
+        Some(CloneSet { seq: self.seq, clones })
     }
 
     /// Drops a removed snapshot from its clones, as the snapshot trimmer does.
@@ -158,15 +142,10 @@ impl SimObject {
         let content = self.content_at(snap).ok_or(libc::ENOENT)?;
         let size = content.data.len() as u64;
         match sub {
-            ReadSub::Stat => Ok(ReadAnswer::Stat {
-                size,
-                mtime_seconds: 0,
-            }),
+            ReadSub::Stat => Ok(ReadAnswer::Stat { size, mtime_seconds: 0 }),
             ReadSub::Read(e) => {
                 let (start, end) = (e.offset.min(size) as usize, e.end().min(size) as usize);
-                Ok(ReadAnswer::Data(Bytes::copy_from_slice(
-                    &content.data[start..end],
-                )))
+                Ok(ReadAnswer::Data(Bytes::copy_from_slice(&content.data[start..end])))
             }
             ReadSub::SparseRead(e) => {
                 let (extents, data) = content.sparse(*e);
@@ -180,20 +159,10 @@ impl SimObject {
 
     /// Applies a write atomically. `removed` are snapshots that were given up. Errors are error numbers.
     pub fn apply(&mut self, context: &SnapContext, subs: &[WriteSub], removed: &[SnapId]) -> Result<(), i32> {
-        let snaps: Vec<SnapId> = context
-            .snaps
-            .iter()
-            .filter(|s| !removed.contains(s))
-            .copied()
-            .collect();
+        let snaps: Vec<SnapId> = context.snaps.iter().filter(|s| !removed.contains(s)).copied().collect();
         let newer: Vec<SnapId> = snaps.iter().filter(|s| s.0 > self.seq).copied().collect();
         let mut new = self.clone();
-        let mut run = Run {
-            head: new.head.clone(),
-            seq: self.seq,
-            modified: Vec::new(),
-            touched: false,
-        };
+        let mut run = Run { head: new.head.clone(), seq: self.seq, modified: Vec::new(), touched: false };
         for sub in subs {
             run.apply(sub)?;
         }
@@ -242,13 +211,22 @@ impl Run {
             }
             WriteSub::WriteFull(data) => {
                 let head = self.head.get_or_insert_default();
-                self.modified
-                    .push(Extent::new(0, (head.data.len() as u64).max(data.len() as u64)));
+                self.modified.push(Extent::new(0, (head.data.len() as u64).max(data.len() as u64)));
                 head.resize(0);
                 head.write(0, data);
             }
+            // As the OSD does, but that an empty one makes it abort.
             WriteSub::Zero(extent) => {
-                let Some(head) = &mut self.head else { return Ok(()) };
+                let Some(head) = &mut self.head else {
+                    return Ok(());
+                };
+                let size = head.data.len() as u64;
+                if extent.end() >= size {
+                    return match extent.offset < size {
+                        true => self.apply(&WriteSub::Truncate(extent.offset)),
+                        false => Ok(()),
+                    };
+                }
                 self.modified.push(*extent);
                 head.zero(*extent);
             }
@@ -274,32 +252,20 @@ impl Run {
             return Err(libc::EOPNOTSUPP);
         }
         let seq = u64::from_le_bytes(input[..8].try_into().map_err(|_| libc::EINVAL)?);
-        if self.head.is_none() || seq > self.seq {
-            Ok(())
-        } else {
-            Err(libc::ERANGE)
-        }
+        if self.head.is_none() || seq > self.seq { Ok(()) } else { Err(libc::ERANGE) }
     }
 }
 
 /// An extent of no bytes at 0 means the whole object, as for the OSD. The sums are not those of any real algorithm.
 fn checksums(content: &Content, extent: Extent, chunk: u32) -> Result<ReadAnswer, i32> {
     let size = content.data.len() as u64;
-    let end = if extent == Extent::new(0, 0) {
-        size
-    } else {
-        extent.end()
-    };
+    let end = if extent == Extent::new(0, 0) { size } else { extent.end() };
     if end > size {
         return Err(libc::EOVERFLOW);
     }
     let bytes = &content.data[extent.offset as usize..end as usize];
-    let chunk = if chunk == 0 {
-        bytes.len().max(1)
-    } else {
-        chunk as usize
-    };
-    if bytes.len() % chunk != 0 {
+    let chunk = if chunk == 0 { bytes.len().max(1) } else { chunk as usize };
+    if !bytes.len().is_multiple_of(chunk) {
         return Err(libc::EINVAL);
     }
     let sum = |bytes: &[u8]| {

@@ -31,18 +31,20 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
+/// A snapshot, and what the object held then.
+type Held = (SnapId, Option<Vec<u8>>);
+
 /// Plays events; answers with the object, and the existing snapshots with what the object held then.
-fn play(events: &[Event]) -> (SimObject, Vec<(SnapId, Option<Vec<u8>>)>) {
+fn play(events: &[Event]) -> (SimObject, Vec<Held>) {
     let mut object = SimObject::default();
-    let mut snaps: Vec<(SnapId, Option<Vec<u8>>)> = Vec::new();
+    let mut snaps: Vec<Held> = Vec::new();
     let (mut newest, mut removed) = (0, Vec::new());
     for event in events {
         let context = SnapContext::new(snaps.iter().map(|(s, _)| *s).collect());
         let sub = match event {
-            Event::Write(offset, length, byte) => WriteSub::Write {
-                offset: *offset,
-                data: Bytes::from(vec![*byte; usize::from(*length)]),
-            },
+            Event::Write(offset, length, byte) => {
+                WriteSub::Write { offset: *offset, data: Bytes::from(vec![*byte; usize::from(*length)]) }
+            }
             Event::Zero(offset, length) => WriteSub::Zero(Extent::new(*offset, *length)),
             Event::Truncate(size) => WriteSub::Truncate(*size),
             Event::Remove => WriteSub::Remove,
@@ -113,37 +115,16 @@ proptest! {
 fn tells_no_more_than_was_written() {
     let mut object = SimObject::default();
     let context = |snaps: &[u64]| SnapContext::new(snaps.iter().map(|s| SnapId(*s)).collect());
-    let write = |offset, length| WriteSub::Write {
-        offset,
-        data: Bytes::from(vec![7; length]),
-    };
+    let write = |offset, length| WriteSub::Write { offset, data: Bytes::from(vec![7; length]) };
     object.apply(&context(&[]), &[write(0, 40)], &[]).unwrap();
     object.apply(&context(&[1]), &[write(4, 4)], &[]).unwrap();
     object.apply(&context(&[1, 2]), &[write(20, 8)], &[]).unwrap();
     object.apply(&context(&[1, 2, 3]), &[write(0, 40)], &[]).unwrap();
     let set = object.list_snaps();
-    let found = deltas(
-        set.as_ref(),
-        Some(SnapId(1)),
-        &[SnapId(2), SnapId(3)],
-        OBJECT_BYTES,
-    )
-    .unwrap();
+    let found = deltas(set.as_ref(), Some(SnapId(1)), &[SnapId(2), SnapId(3)], OBJECT_BYTES).unwrap();
     let ranges = |offset, length| Change::Modified(RangeSet::from_extents(&[Extent::new(offset, length)]));
-    assert_eq!(
-        found[0],
-        StepDelta {
-            size: Some(40),
-            change: ranges(4, 4)
-        }
-    );
-    assert_eq!(
-        found[1],
-        StepDelta {
-            size: Some(40),
-            change: ranges(20, 8)
-        }
-    );
+    assert_eq!(found[0], StepDelta { size: Some(40), change: ranges(4, 4) });
+    assert_eq!(found[1], StepDelta { size: Some(40), change: ranges(20, 8) });
     let both = deltas(set.as_ref(), Some(SnapId(1)), &[SnapId(3)], OBJECT_BYTES).unwrap();
     let union = RangeSet::from_extents(&[Extent::new(4, 4), Extent::new(20, 8)]);
     assert_eq!(both[0].change, Change::Modified(union));
@@ -151,31 +132,11 @@ fn tells_no_more_than_was_written() {
 
 #[test]
 fn refuses_or_cuts_what_cannot_be() {
-    let clone = |id, size| CloneInfo {
-        id: SnapId(id),
-        snaps: vec![SnapId(id)],
-        overlap: Vec::new(),
-        size,
-    };
-    let disordered = CloneSet {
-        seq: 9,
-        clones: vec![clone(5, 1), clone(4, 1)],
-    };
+    let clone = |id, size| CloneInfo { id: SnapId(id), snaps: vec![SnapId(id)], overlap: Vec::new(), size };
+    let disordered = CloneSet { seq: 9, clones: vec![clone(5, 1), clone(4, 1)] };
     assert!(deltas(Some(&disordered), None, &[SnapId(4)], 16).is_err());
-    let huge = CloneSet {
-        seq: 9,
-        clones: vec![clone(4, u64::MAX)],
-    };
+    let huge = CloneSet { seq: 9, clones: vec![clone(4, u64::MAX)] };
     let found = deltas(Some(&huge), None, &[SnapId(4)], 16).unwrap();
-    assert_eq!(
-        found,
-        vec![StepDelta {
-            size: Some(16),
-            change: Change::Created
-        }]
-    );
-    assert_eq!(
-        deltas(None, None, &[SnapId(4)], 16).unwrap()[0].change,
-        Change::None
-    );
+    assert_eq!(found, vec![StepDelta { size: Some(16), change: Change::Created }]);
+    assert_eq!(deltas(None, None, &[SnapId(4)], 16).unwrap()[0].change, Change::None);
 }
