@@ -32,8 +32,8 @@ check: deps ## Format, lints, documentation, licences of dependencies
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 	$(CARGO) run --locked -q -p tests --bin licences
 
-bench: build ## Time the daemon against Ceph's on the same two clusters
-	$(CARGO) run --release --locked -p bench -- --rbd-mirror target/release/rbd-mirror
+bench: build ## Time the daemon against Ceph's on the same two clusters (BENCH_ARGS=--quick, --only NAME, …)
+	$(CARGO) run --release --locked -p bench -- --rbd-mirror target/release/rbd-mirror $(BENCH_ARGS)
 
 clean: ## Remove what was built
 	$(CARGO) clean

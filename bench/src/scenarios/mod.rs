@@ -1,0 +1,138 @@
+//! The scenarios: each a piece of work that both daemons do in turns.
+
+mod delta;
+mod enable;
+mod first_copy;
+mod idle;
+mod one_write;
+mod resync;
+mod start;
+
+use std::time::Instant;
+
+use anyhow::Result;
+use futures::future::{BoxFuture, try_join_all};
+use rados::SnapId;
+
+use crate::arrival;
+use crate::figures::Results;
+use crate::ground::{Ground, spec};
+use crate::turn::{LARGE_LIMIT, SMALL_LIMIT};
+use crate::work::{Written, full_image};
+
+/// Does the work, and adds what it measured.
+type Run = for<'a> fn(&'a Ground, &'a mut Results) -> BoxFuture<'a, Result<()>>;
+
+/// A scenario.
+pub struct Scenario {
+    /// What it is called on the command line.
+    pub name: &'static str,
+    /// What it measures.
+    pub about: &'static str,
+    /// Runs it.
+    pub run: Run,
+}
+
+/// All of them, in the order in which they run.
+pub static SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "first-copy",
+        about: "first copies of 4 full images of 256 MiB at once",
+        run: |ground, results| Box::pin(first_copy::run(ground, results)),
+    },
+    Scenario {
+        name: "delta",
+        about: "deltas of 4000 random 4 KiB writes in each of 4 images at once",
+        run: |ground, results| Box::pin(delta::run(ground, results)),
+    },
+    Scenario {
+        name: "one-write",
+        about: "one 4 KiB write, a mirror-snapshot, and its copy",
+        run: |ground, results| Box::pin(one_write::run(ground, results)),
+    },
+    Scenario {
+        name: "enable",
+        about: "enabling mirroring of a small image, and its first copy",
+        run: |ground, results| Box::pin(enable::run(ground, results)),
+    },
+    Scenario {
+        name: "start",
+        about: "starting a daemon after one that ended in order, and one that was killed",
+        run: |ground, results| Box::pin(start::run(ground, results)),
+    },
+    Scenario {
+        name: "resync",
+        about: "resync of a copy of 512 MiB of which 1 % went astray",
+        run: |ground, results| Box::pin(resync::run(ground, results)),
+    },
+    Scenario {
+        name: "idle",
+        about: "a minute with 500 images to which nothing happens",
+        run: |ground, results| Box::pin(idle::run(ground, results)),
+    },
+];
+
+/// How many large images there are, and how large they are.
+const LARGE_IMAGES: u64 = 4;
+const LARGE_BYTES: u64 = 256 << 20;
+
+/// The large images, made when they are not there.
+async fn large_images(ground: &Ground) -> Result<Vec<Written>> {
+    let mut images = Vec::new();
+    for n in 0..LARGE_IMAGES {
+        images.push(full_image(ground, &format!("large-{n}"), LARGE_BYTES, n).await?);
+    }
+    Ok(images)
+}
+
+/// What copying several images at once took.
+struct Together {
+    /// From the first primary mirror-snapshot that was complete to the last copy that had arrived, in seconds.
+    took_s: f64,
+}
+
+/// How the images get the mirror-snapshots that are to be copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Command {
+    /// `rbd mirror image enable`.
+    Enable,
+    /// `rbd mirror image snapshot`.
+    Snapshot,
+}
+
+/// Gives the command for all images at the same time, waits for all copies, and compares them.
+async fn all_at_once(ground: &Ground, images: &[Written], command: Command) -> Result<Together> {
+    let rounds = images.iter().map(async |written| {
+        let image = &written.image;
+        let known = arrival::newest_primary(ground, image).await?;
+        let watched = async {
+            let (taken, snap) = arrival::primary_snapshot(ground, image, known, SMALL_LIMIT).await?;
+            let arrived = arrival::copied(ground, image, snap, &written.probes, LARGE_LIMIT).await?;
+            Ok::<(Instant, Instant, SnapId), anyhow::Error>((taken, arrived, snap))
+        };
+        let given = async {
+            match command {
+                Command::Enable => {
+                    ground
+                        .a()
+                        .rbd(&["mirror", "image", "enable", &spec(image), "snapshot"])
+                        .await
+                        .map(drop)?;
+                }
+                Command::Snapshot => ground.a().mirror_snapshot(&spec(image)).await.map(drop)?,
+            }
+            Ok(())
+        };
+        let ((taken, arrived, snap), ()) = futures::try_join!(watched, given)?;
+        Ok::<_, anyhow::Error>((taken, arrived, snap))
+    });
+    let rounds = try_join_all(rounds).await?;
+    let first = rounds.iter().map(|(taken, _, _)| *taken).min();
+    let last = rounds.iter().map(|(_, arrived, _)| *arrived).max();
+    let took_s =
+        first.zip(last).map_or(0.0, |(first, last)| last.saturating_duration_since(first).as_secs_f64());
+    for (written, (_, _, snap)) in images.iter().zip(&rounds) {
+        arrival::verify(ground, &written.image, *snap).await?;
+    }
+    Ok(Together { took_s })
+}

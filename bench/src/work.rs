@@ -1,0 +1,91 @@
+//! What is written: images and blocks that no compression shortens, with probes by which their arrival is judged.
+
+use std::collections::BTreeSet;
+
+use anyhow::Result;
+use rand::rngs::StdRng;
+use rand::{Rng as _, RngCore as _, SeedableRng as _};
+use rbd::directory;
+use tests::Extents;
+use tests::image::seeded_bytes;
+
+use crate::arrival::Probe;
+use crate::ground::{Ground, spec};
+
+/// Size of a probe, and of a small write.
+pub const BLOCK_BYTES: u64 = 4096;
+/// The objects that `rbd create` makes.
+const OBJECT_BYTES: u64 = 4 << 20;
+/// How many probes stand for a large write.
+const PROBES: u64 = 16;
+/// The image whose rounds tell that a daemon works.
+pub const SENTINEL: &str = "sentinel";
+/// Size of small images.
+pub const SMALL_BYTES: u64 = 16 << 20;
+
+/// What was written to an image.
+#[derive(Debug, Clone)]
+pub struct Written {
+    /// The image's name.
+    pub image: String,
+    /// Blocks by which its arrival is judged.
+    pub probes: Vec<Probe>,
+}
+
+/// Makes an image of the primary's cluster full of random bytes, unless it is there; the last block of every object
+/// out of [`PROBES`] is a probe.
+pub async fn full_image(ground: &Ground, name: &str, bytes: u64, seed: u64) -> Result<Written> {
+    let content = seeded_bytes(seed, bytes as usize);
+    if directory::directory_id_of(&ground.primary, name).await?.is_none() {
+        ground.a().create_image(&spec(name), bytes, &[]).await?;
+        let objects = content.chunks(OBJECT_BYTES as usize).zip(0..);
+        let extents =
+            objects.fold(Extents::default(), |e, (data, object)| e.write(object * OBJECT_BYTES, data));
+        ground.a().apply(&spec(name), extents).await?;
+    }
+    let step = (bytes / OBJECT_BYTES / PROBES).max(1) * OBJECT_BYTES;
+    // From the end: the last object is likely to be copied last.
+    let ends = (1..).map(|n| bytes.checked_sub((n - 1) * step)).map_while(|end| end.filter(|end| *end > 0));
+    let probe = |end: u64| {
+        let offset = end - BLOCK_BYTES;
+        Probe { offset, bytes: content[offset as usize..end as usize].to_vec() }
+    };
+    Ok(Written { image: name.to_owned(), probes: ends.map(probe).collect() })
+}
+
+/// Writes `count` random blocks of 4 KiB, no two to the same place, within the first `within` bytes.
+pub fn random_blocks(count: u64, within: u64) -> (Extents, Vec<Probe>) {
+    let mut random = StdRng::from_os_rng();
+    let mut offsets = BTreeSet::new();
+    while (offsets.len() as u64) < count.min(within / BLOCK_BYTES) {
+        offsets.insert(random.random_range(0..within / BLOCK_BYTES) * BLOCK_BYTES);
+    }
+    let (mut extents, mut probes) = (Extents::default(), Vec::new());
+    let step = (count / PROBES).max(1) as usize;
+    for (index, offset) in offsets.into_iter().enumerate() {
+        let mut bytes = vec![0; BLOCK_BYTES as usize];
+        random.fill_bytes(&mut bytes);
+        extents = extents.write(offset, &bytes);
+        if index % step == 0 {
+            probes.push(Probe { offset, bytes });
+        }
+    }
+    probes.reverse();
+    (extents, probes)
+}
+
+/// Writes random blocks to a primary image.
+pub async fn write_blocks(ground: &Ground, image: &str, count: u64, within: u64) -> Result<Written> {
+    let (extents, probes) = random_blocks(count, within);
+    ground.a().apply(&spec(image), extents).await?;
+    Ok(Written { image: image.to_owned(), probes })
+}
+
+/// Writes one block to the sentinel image, which is made and mirrored when it is not there.
+pub async fn sentinel(ground: &Ground) -> Result<Written> {
+    if directory::directory_id_of(&ground.primary, SENTINEL).await?.is_none() {
+        ground.a().create_image(&spec(SENTINEL), SMALL_BYTES, &[]).await?;
+        ground.a().rbd(&["mirror", "image", "enable", &spec(SENTINEL), "snapshot"]).await?;
+    }
+    write_blocks(ground, SENTINEL, 1, SMALL_BYTES).await
+}
