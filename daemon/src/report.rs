@@ -36,11 +36,7 @@ pub struct Report {
 impl Report {
     /// A report of `state`.
     pub fn new(state: ReplayState, description: impl Into<String>) -> Self {
-        Report {
-            state,
-            description: description.into(),
-            image_name: String::new(),
-        }
+        Report { state, description: description.into(), image_name: String::new() }
     }
 }
 

@@ -25,8 +25,9 @@ use crate::begin::OpenImage;
 const INTERNAL_KEY_PREFIX: &str = ".rbd";
 
 /// Features that follow the primary.
-const FOLLOWED: Features =
-    Features(Features::EXCLUSIVE_LOCK.0 | Features::OBJECT_MAP.0 | Features::FAST_DIFF.0 | Features::DEEP_FLATTEN.0);
+const FOLLOWED: Features = Features(
+    Features::EXCLUSIVE_LOCK.0 | Features::OBJECT_MAP.0 | Features::FAST_DIFF.0 | Features::DEEP_FLATTEN.0,
+);
 
 /// Applies `state`, which belongs to the complete local mirror-snapshot `link`. Answers with what could not be applied,
 /// as sentences. On success the header of `local` is fresh.
@@ -93,7 +94,8 @@ async fn remove_snapshots(
     counterparts: &BTreeMap<SnapId, SnapId>,
     state: &ImageState,
 ) -> Result<()> {
-    let kept = |snap: SnapId| counterparts.get(&snap).is_some_and(|remote| state.snapshots.contains_key(remote));
+    let kept =
+        |snap: SnapId| counterparts.get(&snap).is_some_and(|remote| state.snapshots.contains_key(remote));
     let older = local.header.snapshots.range(..link).map(|(_, snapshot)| snapshot);
     let gone: Vec<_> = older
         .filter(|s| !kept(s.id) && s.namespace == SnapshotNamespace::User)
@@ -125,7 +127,9 @@ fn living<'a>(
     counterparts: &BTreeMap<SnapId, SnapId>,
     state: &'a ImageState,
 ) -> BTreeMap<SnapId, &'a SnapState> {
-    let user = |snap: &SnapId| local.header.snapshots.get(snap).is_some_and(|s| s.namespace == SnapshotNamespace::User);
+    let user = |snap: &SnapId| {
+        local.header.snapshots.get(snap).is_some_and(|s| s.namespace == SnapshotNamespace::User)
+    };
     let found = counterparts.iter().filter(|(snap, _)| user(snap));
     found.filter_map(|(snap, remote)| Some((*snap, state.snapshots.get(remote)?))).collect()
 }
@@ -152,9 +156,9 @@ async fn rename_snapshots(
     if let Some(aside) = aside {
         aside.apply(ioctx).await?;
     }
-    let update = wrong
-        .iter()
-        .fold(HeaderUpdate::of(local.image.id()), |update, (snap, state)| update.snapshot_rename(*snap, &state.name));
+    let update = wrong.iter().fold(HeaderUpdate::of(local.image.id()), |update, (snap, state)| {
+        update.snapshot_rename(*snap, &state.name)
+    });
     update.apply(ioctx).await?;
     local.refresh().await
 }
@@ -165,8 +169,10 @@ async fn protect_snapshots(
     state: &ImageState,
 ) -> Result<()> {
     let mut failed = Ok(());
-    let wanted: Vec<_> =
-        living(local, counterparts, state).into_iter().map(|(snap, state)| (snap, state.protection)).collect();
+    let wanted: Vec<_> = living(local, counterparts, state)
+        .into_iter()
+        .map(|(snap, state)| (snap, state.protection))
+        .collect();
     for (snap, wanted) in wanted {
         let current = local.header.snapshots.get(&snap).map(|s| s.protection);
         let changed = match (current, wanted) {

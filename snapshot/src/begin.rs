@@ -82,19 +82,23 @@ pub struct Begun {
 /// Reads the marker of a local image; `None` when it has none.
 pub async fn read_marker(image: &Image) -> Result<Option<Marker>> {
     let object = header_object(image.id());
-    let read = image.header_ioctx().read_one(&object, SnapId::HEAD, ReadSub::GetXattr(MARKER_XATTR.into())).await;
+    let read =
+        image.header_ioctx().read_one(&object, SnapId::HEAD, ReadSub::GetXattr(MARKER_XATTR.into())).await;
     match read {
         Ok(ReadAnswer::Data(bytes)) => {
             let mut d = Decoder::new(&bytes, "mirror marker");
             Ok(Some(Marker { snap: SnapId(d.u64()?), repair: d.bool()? }))
         }
-        Ok(_) => Err(Error::new(libc::EBADMSG, format!("cannot read the mirror marker of image {}", image.id()))),
+        Ok(_) => {
+            Err(Error::new(libc::EBADMSG, format!("cannot read the mirror marker of image {}", image.id())))
+        }
         Err(error) if error.is(libc::ENODATA) => Ok(None),
         Err(error) => Err(error.context(format!("cannot read the mirror marker of image {}", image.id()))),
     }
 }
 
-fn write_marker(marker: Marker) -> WriteSub {
+/// Writes the marker of a local image as part of a change of its header.
+pub(crate) fn write_marker(marker: Marker) -> WriteSub {
     let mut e = Encoder::new();
     e.u64(marker.snap.0).bool(marker.repair);
     WriteSub::SetXattr(MARKER_XATTR.into(), e.finish())
@@ -103,8 +107,15 @@ fn write_marker(marker: Marker) -> WriteSub {
 /// Begins the round `sync`, or takes it up where it was. On success both headers are fresh.
 ///
 /// Not to be dropped half-way while the image is locked: writes may be in flight.
-pub async fn begin(local: &mut OpenImage, remote: &OpenImage, sync: &Sync, who: &Identity, ids: &SnapIds) -> Result<Begun> {
-    let image_state = read_image_state(remote.image.header_ioctx(), remote.image.id(), sync.remote_end).await?;
+pub async fn begin(
+    local: &mut OpenImage,
+    remote: &OpenImage,
+    sync: &Sync,
+    who: &Identity,
+    ids: &SnapIds,
+) -> Result<Begun> {
+    let image_state =
+        read_image_state(remote.image.header_ioctx(), remote.image.id(), sync.remote_end).await?;
     let (local_end, first_object) = match sync.resume {
         Some(resume) => (resume.local_end, resume.first_object),
         None => {
@@ -137,7 +148,7 @@ async fn anchor(local: &mut OpenImage, who: &Identity, ids: &SnapIds) -> Result<
     let snap = add_to_header(local, ids, 1, |ids| {
         let update = HeaderUpdate::of(&id);
         let update = update.snapshot_add(ids[0], &name, &SnapshotNamespace::Mirror(mirror.clone()));
-        (update, Marker { snap: ids[0], repair: false })
+        (update, Marker { snap: ids[0], repair: true })
     })
     .await?[0];
     tracing::info!(image = %local.image.id(), "took snapshot {snap} in place of {of}, which another daemon filled");
@@ -154,7 +165,10 @@ fn mirror_snapshot_name(who: &Identity) -> String {
 
 /// Remote user snapshots that belong to the round and have no local counterpart yet, oldest first. Behind the first
 /// such one, later counterparts are of no use either: local ids must ascend with remote ones.
-fn new_user_snapshots<'a>(remote: &'a OpenImage, sync: &Sync) -> (BTreeMap<SnapId, SnapId>, Vec<&'a Snapshot>) {
+fn new_user_snapshots<'a>(
+    remote: &'a OpenImage,
+    sync: &Sync,
+) -> (BTreeMap<SnapId, SnapId>, Vec<&'a Snapshot>) {
     let mut kept = sync.snap_seqs.clone();
     let mut new = Vec::new();
     let user = |s: &&Snapshot| s.namespace == SnapshotNamespace::User && s.id < sync.remote_end;
@@ -235,9 +249,17 @@ async fn add_to_header(
 }
 
 /// The remote and local snapshots of the round's steps, oldest first.
-fn pairs(local: &OpenImage, remote: &OpenImage, sync: &Sync, local_end: SnapId) -> Result<Vec<(SnapId, SnapId)>> {
+fn pairs(
+    local: &OpenImage,
+    remote: &OpenImage,
+    sync: &Sync,
+    local_end: SnapId,
+) -> Result<Vec<(SnapId, SnapId)>> {
     let link = local.header.snapshots.get(&local_end).and_then(Snapshot::mirror).ok_or_else(|| {
-        Error::new(libc::ENOENT, format!("cannot fill mirror-snapshot {local_end}: image {} lost it", local.image.id()))
+        Error::new(
+            libc::ENOENT,
+            format!("cannot fill mirror-snapshot {local_end}: image {} lost it", local.image.id()),
+        )
     })?;
     let in_round = |remote_snap: &SnapId, local_snap: &SnapId| {
         sync.remote_start.is_none_or(|start| *remote_snap > start)
@@ -250,7 +272,11 @@ fn pairs(local: &OpenImage, remote: &OpenImage, sync: &Sync, local_end: SnapId) 
 }
 
 /// The names that the round's user snapshots get when it is committed.
-fn pending_names(local: &OpenImage, remote: &OpenImage, pairs: &[(SnapId, SnapId)]) -> BTreeMap<SnapId, String> {
+fn pending_names(
+    local: &OpenImage,
+    remote: &OpenImage,
+    pairs: &[(SnapId, SnapId)],
+) -> BTreeMap<SnapId, String> {
     let named = |(remote_snap, local_snap): &(SnapId, SnapId)| {
         let name = &remote.header.snapshots.get(remote_snap)?.name;
         let pending = local.header.snapshots.get(local_snap)?.name.starts_with(PENDING_PREFIX);
@@ -301,7 +327,10 @@ async fn copy_head_map(local: &OpenImage, snaps: &[(SnapId, u64)]) -> Result<()>
 async fn resize(local: &mut OpenImage, remote: &OpenImage, pairs: &[(SnapId, SnapId)]) -> Result<()> {
     let end = pairs.last().map(|(remote, _)| *remote).unwrap_or(SnapId::HEAD);
     let Some(head_size) = remote.header.size_at(end) else {
-        return Err(Error::new(libc::ENOENT, format!("cannot copy snapshot {end}: the remote image lost it")));
+        return Err(Error::new(
+            libc::ENOENT,
+            format!("cannot copy snapshot {end}: the remote image lost it"),
+        ));
     };
     let sizes = pairs.iter().filter_map(|(remote_snap, local_snap)| {
         let remote_snapshot = remote.header.snapshots.get(remote_snap)?;
@@ -320,14 +349,24 @@ async fn resize(local: &mut OpenImage, remote: &OpenImage, pairs: &[(SnapId, Sna
     if local.header.size == head_size && !sizes.iter().any(differs) {
         return Ok(());
     }
-    // While it is being filled the head has room for every object of every step; the commit cuts its map.
-    if local.header.features.has(Features::OBJECT_MAP) {
-        let largest = sizes.iter().map(|s| s.image_size).chain([local.header.size, head_size]).max().unwrap_or(0);
-        let objects = local.header.layout.object_count(largest);
-        local.image.object_map(SnapId::HEAD).resize(objects, ObjectState::NonExistent).await?;
-    }
+    let largest = sizes.iter().map(|s| s.image_size).chain([head_size]).max().unwrap_or(0);
+    grow_head_map(local, local.header.layout.object_count(largest)).await?;
     set_sizes(&local.image, head_size, &sizes).await?;
     local.refresh().await
+}
+
+/// While it is being filled the head has room for every object of every step; the commit cuts its map.
+async fn grow_head_map(local: &OpenImage, objects: u64) -> Result<()> {
+    if !local.header.features.has(Features::OBJECT_MAP) {
+        return Ok(());
+    }
+    let map = local.image.object_map(SnapId::HEAD);
+    match map.load().await {
+        Ok(stored) if stored.len() < objects => map.resize(objects, ObjectState::NonExistent).await,
+        // The copy finds out by itself that a map makes no sense, and flags it.
+        Err(error) if error.class() != ErrorClass::Permanent => Err(error),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -8,12 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rados::error::ResultExt;
 use rados::{ErrorClass, Result, SnapId};
-use rbd::object_map::ObjectState;
-use rbd::{Features, SnapshotNamespace, children, snapshots};
 use rbd::header_update::HeaderUpdate;
+use rbd::object_map::ObjectState;
 use rbd::watch_notify::notify_header_update;
+use rbd::{Features, SnapshotNamespace, children, snapshots};
 
-use crate::begin::{Begun, OpenImage};
+use crate::begin::{Begun, OpenImage, write_marker};
+use crate::plan::Marker;
 
 /// How a user snapshot is called while one with its name takes its place; its id follows.
 const REPLACED_PREFIX: &str = ".mirror.replaced.";
@@ -47,7 +48,9 @@ pub async fn commit(
     if let Some(key) = resync_key {
         update = update.remove_metadata(key);
     }
-    update.apply(&ioctx).await.context(format!("cannot complete mirror-snapshot {}", begun.local_end))?;
+    let marker = Marker { snap: begun.local_end, repair: false };
+    let written = ioctx.write(update.into_op().with(write_marker(marker))).await;
+    written.context(format!("cannot complete mirror-snapshot {}", begun.local_end))?;
     local.refresh().await?;
     if flattened && !local.header.snapshots.values().any(|s| s.parent.is_some()) {
         children::detach_child(&local.image, &local.header).await?;
@@ -86,7 +89,9 @@ async fn make_room_for_names(local: &mut OpenImage, pending: &BTreeMap<SnapId, S
         .header
         .snapshots
         .values()
-        .filter(|s| s.namespace == SnapshotNamespace::User && wanted.contains(&s.name) && !pending.contains_key(&s.id))
+        .filter(|s| {
+            s.namespace == SnapshotNamespace::User && wanted.contains(&s.name) && !pending.contains_key(&s.id)
+        })
         .map(|s| s.id)
         .collect();
     if in_the_way.is_empty() {

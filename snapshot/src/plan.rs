@@ -10,8 +10,9 @@
 //! * A base that was deleted remotely is no split-brain when the link proves that the local image was never written
 //!   to but by mirroring: it is repaired by comparing checksums ([`CopyMode::Repair`]).
 //! * A half-filled local snapshot whose remote one is gone is discarded, and what was written for it is repaired.
-//! * A snapshot that another daemon filled is copied anew ([`Sync::anchor`]) before the next delta is written, because
-//!   Ceph's own daemon leaves the last delta out of it (only the head has it).
+//! * What another daemon filled is not trusted. Ceph's own leaves the last delta out of the snapshot that it fills (only
+//!   the head has it): a twin of it is made from the head ([`Sync::anchor`]). And it loses what was zeroed or discarded
+//!   between two snapshots: the next round is a repair.
 
 use std::collections::BTreeMap;
 
@@ -36,16 +37,20 @@ pub struct View<'a> {
     pub local_peer_uuid: &'a str,
     /// The newest local mirror-snapshot that this program made; `None` when it made none.
     pub marker: Option<Marker>,
+    /// The newest remote mirror-snapshot that this program made, when the remote image was a copy of this one. Looked at
+    /// only when the local image was demoted.
+    pub remote_marker: Option<Marker>,
     /// The operator has asked for a resync.
     pub resync_requested: bool,
 }
 
-/// What this program notes beside a mirror-snapshot that it makes: such a snapshot is filled exactly.
+/// What this program notes beside a mirror-snapshot that it makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Marker {
     /// The snapshot.
     pub snap: SnapId,
-    /// It is filled by [`CopyMode::Repair`]: what the head held before cannot be told from snapshots.
+    /// What the head held before it cannot be told from snapshots: it is being filled by [`CopyMode::Repair`], or it is
+    /// the twin of one that another daemon filled. Cleared when it is complete and exact.
     pub repair: bool,
 }
 
@@ -137,7 +142,9 @@ pub struct Chores {
 pub fn plan(view: &View<'_>) -> Plan {
     let link = mirrors(view.local).next_back();
     match link {
-        Some((_, link)) if view.resync_requested && link.state != MirrorSnapshotState::Primary => resync(view),
+        Some((_, link)) if view.resync_requested && link.state != MirrorSnapshotState::Primary => {
+            resync(view)
+        }
         Some((snapshot, link)) => follow(view, snapshot, link),
         None => first_copy(view),
     }
@@ -147,7 +154,8 @@ pub fn plan(view: &View<'_>) -> Plan {
 /// complete.
 pub fn chores(view: &View<'_>) -> Chores {
     let Some((newest, link)) = mirrors(view.local).next_back() else { return Chores::default() };
-    let linked = link.state.is_non_primary() && link.primary_mirror_uuid == view.remote_mirror_uuid && link.complete;
+    let linked =
+        link.state.is_non_primary() && link.primary_mirror_uuid == view.remote_mirror_uuid && link.complete;
     if !linked {
         return Chores::default();
     }
@@ -162,20 +170,25 @@ pub fn chores(view: &View<'_>) -> Chores {
         })
         .map(|(snapshot, _)| snapshot.id);
     let prune = interrupted_removals(view).chain(prune).collect();
-    let unlink = ours(view).filter(|(snapshot, _)| snapshot.id < link.primary_snap_id).map(|(s, _)| s.id).collect();
+    let unlink =
+        ours(view).filter(|(snapshot, _)| snapshot.id < link.primary_snap_id).map(|(s, _)| s.id).collect();
     Chores { prune, unlink }
 }
 
 /// Mirror-snapshots whose removal was interrupted: they are in the trash, which users' clones alone may keep.
 fn interrupted_removals(view: &View<'_>) -> impl Iterator<Item = SnapId> {
     let of_mirroring = |s: &&Snapshot| match s.namespace {
-        SnapshotNamespace::Trash { original_namespace_type, .. } => original_namespace_type == namespace_type::MIRROR,
+        SnapshotNamespace::Trash { original_namespace_type, .. } => {
+            original_namespace_type == namespace_type::MIRROR
+        }
         _ => false,
     };
     view.local.values().filter(of_mirroring).map(|s| s.id)
 }
 
-fn mirrors(snapshots: &BTreeMap<SnapId, Snapshot>) -> impl DoubleEndedIterator<Item = (&Snapshot, &MirrorSnapshot)> {
+fn mirrors(
+    snapshots: &BTreeMap<SnapId, Snapshot>,
+) -> impl DoubleEndedIterator<Item = (&Snapshot, &MirrorSnapshot)> {
     snapshots.values().filter_map(|s| s.mirror().map(|m| (s, m)))
 }
 
@@ -195,13 +208,19 @@ fn remote_is_primary(view: &View<'_>) -> bool {
 
 /// The newest complete remote snapshot after `start` that waits for this site. `Err` when there is none: what to do
 /// instead.
-fn newest_candidate<'a>(view: &View<'a>, start: Option<SnapId>) -> Result<(&'a Snapshot, &'a MirrorSnapshot), Plan> {
+fn newest_candidate<'a>(
+    view: &View<'a>,
+    start: Option<SnapId>,
+) -> Result<(&'a Snapshot, &'a MirrorSnapshot), Plan> {
     let candidates: Vec<_> =
         ours(view).filter(|(s, m)| start.is_none_or(|start| s.id > start) && m.state.is_primary()).collect();
     match candidates.iter().rev().find(|(_, m)| m.complete) {
         Some(&found) => Ok(found),
         None if !candidates.is_empty() => Err(Plan::AwaitRemote),
-        None if mirrors(view.remote).next_back().is_some_and(|(_, m)| m.state != MirrorSnapshotState::Primary) => {
+        None if mirrors(view.remote)
+            .next_back()
+            .is_some_and(|(_, m)| m.state != MirrorSnapshotState::Primary) =>
+        {
             Err(Plan::Stop(Stop::RemoteNotPrimary))
         }
         None => Err(Plan::Idle),
@@ -287,7 +306,9 @@ fn after_demotion(view: &View<'_>, newest: &Snapshot) -> Plan {
             && m.primary_snap_id == newest.id
     });
     let Some((start, start_mirror)) = matching else {
-        if !remote_is_primary(view) && mirrors(view.remote).next_back().is_none_or(|(_, m)| !m.state.is_primary()) {
+        if !remote_is_primary(view)
+            && mirrors(view.remote).next_back().is_none_or(|(_, m)| !m.state.is_primary())
+        {
             // The remote image has yet to copy the demotion.
             return Plan::Stop(Stop::RemoteNotPrimary);
         }
@@ -307,12 +328,15 @@ fn after_demotion(view: &View<'_>, newest: &Snapshot) -> Plan {
     let by_name = view.remote.values().filter(|s| s.id < end.id && s.namespace == SnapshotNamespace::User);
     let snap_seqs = by_name
         .filter_map(|remote| {
-            let same = |local: &&Snapshot| local.namespace == SnapshotNamespace::User && local.name == remote.name;
+            let same =
+                |local: &&Snapshot| local.namespace == SnapshotNamespace::User && local.name == remote.name;
             view.local.values().find(same).map(|local| (remote.id, local.id))
         })
         .collect();
+    // What another daemon copied over there may differ from what this image was demoted with.
+    let copied_exactly = view.remote_marker == Some(Marker { snap: start.id, repair: false });
     Plan::Sync(Sync {
-        mode: delta_mode(mirror, start.id),
+        mode: if copied_exactly { delta_mode(mirror, start.id) } else { CopyMode::Repair },
         remote_start: Some(start.id),
         local_start: Some(newest.id),
         remote_end: end.id,
@@ -329,32 +353,31 @@ fn delta_mode(end: &MirrorSnapshot, start: SnapId) -> CopyMode {
     if end.primary_snap_id == start { CopyMode::Clean } else { CopyMode::Delta }
 }
 
-/// The copy holds the remote snapshot that the link names.
+/// The copy holds the remote snapshot that the link names. With `discard`, its head has been written to since, and is
+/// not to be trusted.
 fn after_complete(view: &View<'_>, newest: &Snapshot, link: &MirrorSnapshot, discard: Vec<SnapId>) -> Plan {
     let start = link.primary_snap_id;
-    let candidate = newest_candidate(view, Some(start));
-    if !remote_has(view, start) {
-        // The copy was never anything but a copy of this remote image, so whatever it lacks can be told by comparing.
-        return match candidate {
-            Ok((end, mirror)) => Plan::Sync(repair(end, mirror, discard)),
-            Err(Plan::Idle) if remote_is_primary(view) => Plan::Stop(Stop::SplitBrain(format!(
-                "the remote image has neither snapshot {start}, which the copy holds, nor any newer one for this site"
-            ))),
-            Err(plan) => plan,
-        };
-    }
-    let (end, mirror) = match candidate {
+    let (end, mirror) = match newest_candidate(view, Some(start)) {
         Ok(found) => found,
+        Err(Plan::Idle) if !remote_has(view, start) && remote_is_primary(view) => {
+            return Plan::Stop(Stop::SplitBrain(format!(
+                "the remote image has neither snapshot {start}, which the copy holds, nor any newer one for this site"
+            )));
+        }
         Err(plan) => return plan,
     };
+    let exact = view.marker == Some(Marker { snap: newest.id, repair: false });
+    let twin = view.marker.is_some_and(|marker| marker.snap == newest.id);
+    // The copy was never anything but a copy of this remote image, so whatever it lacks can be told by comparing.
+    let delta_will_do = exact && discard.is_empty() && remote_has(view, start);
     Plan::Sync(Sync {
-        mode: if discard.is_empty() { delta_mode(mirror, start) } else { CopyMode::Repair },
+        mode: if delta_will_do { delta_mode(mirror, start) } else { CopyMode::Repair },
         remote_start: Some(start),
         local_start: Some(newest.id),
         remote_end: end.id,
         demoted: mirror.state.is_demoted(),
         resume: None,
-        anchor: view.marker.is_none_or(|marker| marker.snap != newest.id) && discard.is_empty(),
+        anchor: !twin && discard.is_empty(),
         discard,
         snap_seqs: still_there(view, link),
     })
@@ -371,9 +394,12 @@ fn after_incomplete(view: &View<'_>, newest: &Snapshot, link: &MirrorSnapshot) -
                 after_complete(view, base, base_link, vec![newest.id])
             }
             Some((base, _)) => match after_demotion(view, base) {
-                Plan::Sync(sync) => {
-                    Plan::Sync(Sync { mode: CopyMode::Repair, discard: vec![newest.id], anchor: false, ..sync })
-                }
+                Plan::Sync(sync) => Plan::Sync(Sync {
+                    mode: CopyMode::Repair,
+                    discard: vec![newest.id],
+                    anchor: false,
+                    ..sync
+                }),
                 other => other,
             },
             None => match newest_candidate(view, None) {
@@ -384,14 +410,16 @@ fn after_incomplete(view: &View<'_>, newest: &Snapshot, link: &MirrorSnapshot) -
     };
     let start = match base {
         None => None,
-        Some((base, base_link)) if base_link.state.is_non_primary() => Some((base_link.primary_snap_id, base)),
+        Some((base, base_link)) if base_link.state.is_non_primary() => {
+            Some((base_link.primary_snap_id, base))
+        }
         Some((base, _)) => match after_demotion(view, base) {
             Plan::Sync(sync) => sync.remote_start.map(|start| (start, base)),
             other => return other,
         },
     };
     let mode = match start {
-        _ if view.marker == Some(Marker { snap: newest.id, repair: true }) => CopyMode::Repair,
+        _ if view.marker != Some(Marker { snap: newest.id, repair: false }) => CopyMode::Repair,
         None => CopyMode::First,
         Some((start, _)) if !remote_has(view, start) => CopyMode::Repair,
         Some((start, _)) => delta_mode(end_mirror, start),

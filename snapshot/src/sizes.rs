@@ -50,14 +50,16 @@ pub async fn set_sizes(image: &Image, head_size: u64, snapshots: &[SnapshotSize]
     let object = header_object(image.id());
     let keys: Vec<_> = snapshots.iter().map(|s| format!("snapshot_{:016x}", s.snap.0)).collect();
     let what = || format!("cannot correct the sizes of snapshots of image {}", image.id());
-    let answer = image.header_ioctx().read_one(&object, SnapId::HEAD, ReadSub::OmapGetByKeys(keys.clone())).await;
+    let answer =
+        image.header_ioctx().read_one(&object, SnapId::HEAD, ReadSub::OmapGetByKeys(keys.clone())).await;
     let ReadAnswer::Omap(page) = answer.context(what())? else {
         return Err(Error::new(libc::EBADMSG, what()));
     };
     let mut entries = Vec::new();
     for (key, size) in keys.into_iter().zip(snapshots) {
         let stored = page.entries.iter().find(|(k, _)| *k == key).map(|(_, value)| value);
-        let stored = stored.ok_or_else(|| Error::new(libc::ENOENT, format!("{}: {} is gone", what(), size.snap)))?;
+        let stored =
+            stored.ok_or_else(|| Error::new(libc::ENOENT, format!("{}: {} is gone", what(), size.snap)))?;
         entries.push((key, corrected(stored, size).map_err(Error::from).context(what())?));
     }
     let op = HeaderUpdate::of(image.id()).set_size(head_size).into_op();
@@ -70,7 +72,9 @@ fn corrected(stored: &[u8], size: &SnapshotSize) -> std::result::Result<Bytes, D
     let mut d = Decoder::new(stored, "snapshot record");
     let (version, compat) = (d.u8()?, d.u8()?);
     if version != RECORD_VERSION || compat != RECORD_VERSION {
-        return Err(d.invalid(format!("it has version {version} (compatible with {compat}), not {RECORD_VERSION}")));
+        return Err(
+            d.invalid(format!("it has version {version} (compatible with {compat}), not {RECORD_VERSION}"))
+        );
     }
     let length = d.u32()? as usize;
     let mut d = Decoder::new(d.raw(length)?, "snapshot record");

@@ -52,7 +52,9 @@ fn primary(id: u64, waits_for: &str) -> Snapshot {
 }
 
 fn demoted(id: u64, waits_for: &str) -> Snapshot {
-    mirror(id, MirrorSnapshotState::PrimaryDemoted, |m| m.mirror_peer_uuids = BTreeSet::from([waits_for.into()]))
+    mirror(id, MirrorSnapshotState::PrimaryDemoted, |m| {
+        m.mirror_peer_uuids = BTreeSet::from([waits_for.into()])
+    })
 }
 
 /// A complete copy of the snapshot `of` of the image in the pool `uuid`.
@@ -93,6 +95,7 @@ fn view(local: &[Snapshot], remote: &[Snapshot], marker: Option<Marker>) -> View
         remote_peer_uuid: US,
         local_peer_uuid: THEM,
         marker,
+        remote_marker: None,
         resync_requested: false,
     }
 }
@@ -123,9 +126,12 @@ fn nothing_is_copied_before_the_first_snapshot_is_complete() {
 
 #[test]
 fn a_delta_starts_at_what_the_copy_holds_and_keeps_the_map_of_user_snapshots() {
-    let local = [user(10, "u"), edit(copy(11, REMOTE, 5), |m| {
-        m.snap_seqs = BTreeMap::from([(SnapId(4), SnapId(10)), (SnapId(2), SnapId(9))]);
-    })];
+    let local = [
+        user(10, "u"),
+        edit(copy(11, REMOTE, 5), |m| {
+            m.snap_seqs = BTreeMap::from([(SnapId(4), SnapId(10)), (SnapId(2), SnapId(9))]);
+        }),
+    ];
     let remote = [user(4, "renamed"), primary(5, US), user(6, "v"), primary(7, US)];
     let sync = sync(plan(&view(&local, &remote, made_here(11))));
     assert_eq!(sync.mode, CopyMode::Delta);
@@ -136,12 +142,17 @@ fn a_delta_starts_at_what_the_copy_holds_and_keeps_the_map_of_user_snapshots() {
 }
 
 #[test]
-fn a_copy_that_another_daemon_made_is_anchored_before_it_is_changed() {
+fn a_copy_that_another_daemon_made_is_anchored_and_repaired() {
     let local = [copy(11, REMOTE, 5)];
     let remote = [primary(5, US), primary(7, US)];
-    assert!(sync(plan(&view(&local, &remote, None))).anchor);
-    assert!(sync(plan(&view(&local, &remote, made_here(9)))).anchor);
+    for marker in [None, made_here(9)] {
+        let sync = sync(plan(&view(&local, &remote, marker)));
+        assert_eq!((sync.anchor, sync.mode, sync.remote_start), (true, CopyMode::Repair, Some(SnapId(5))));
+    }
     assert_eq!(plan(&view(&local, &remote[..1], None)), Plan::Idle, "nothing to copy, nothing to anchor");
+    // A daemon stopped when the twin was there.
+    let sync = sync(plan(&view(&local, &remote, Some(Marker { snap: SnapId(11), repair: true }))));
+    assert_eq!((sync.anchor, sync.mode), (false, CopyMode::Repair));
 }
 
 #[test]
@@ -156,7 +167,11 @@ fn an_interrupted_round_goes_on_where_it_was() {
     let remote = [primary(5, US), primary(7, US), primary(9, US)];
     let sync = sync(plan(&view(&local, &remote, made_here(12))));
     assert_eq!(sync.resume, Some(Resume { local_end: SnapId(12), first_object: 40 }));
-    assert_eq!((sync.mode, sync.remote_end), (CopyMode::Delta, SnapId(7)), "not the newest: this one is under way");
+    assert_eq!(
+        (sync.mode, sync.remote_end),
+        (CopyMode::Delta, SnapId(7)),
+        "not the newest: this one is under way"
+    );
     assert_eq!((sync.remote_start, sync.local_start), (Some(SnapId(5)), Some(SnapId(11))));
     assert!(sync.discard.is_empty());
 }
@@ -167,6 +182,7 @@ fn a_round_that_another_daemon_began_goes_on_in_a_snapshot_of_our_own() {
     let remote = [primary(5, US), primary(7, US)];
     let sync = sync(plan(&view(&local, &remote, made_here(11))));
     assert_eq!((sync.resume, sync.discard, sync.remote_end), (None, vec![SnapId(12)], SnapId(7)));
+    assert_eq!(sync.mode, CopyMode::Repair);
     assert!(!sync.anchor, "the head already holds part of the next snapshot");
 }
 
@@ -195,7 +211,11 @@ fn an_unfinished_repair_stays_a_repair() {
 fn a_base_that_was_deleted_remotely_is_repaired_not_called_split_brain() {
     let remote = [primary(9, US)];
     let sync = sync(plan(&view(&[copy(11, REMOTE, 5)], &remote, made_here(11))));
-    assert_eq!((sync.mode, sync.remote_end, sync.remote_start), (CopyMode::Repair, SnapId(9), None));
+    assert_eq!((sync.mode, sync.remote_end, sync.anchor), (CopyMode::Repair, SnapId(9), false));
+    assert!(matches!(
+        plan(&view(&[copy(11, REMOTE, 5)], &[primary(9, "other")], made_here(11))),
+        Plan::Stop(_)
+    ));
 }
 
 #[test]
@@ -218,8 +238,13 @@ fn a_planned_failback_goes_on_from_the_demotion() {
         m.mirror_peer_uuids = BTreeSet::from([US.into()]);
     });
     let remote = [user(15, "kept"), copied_demotion.clone(), primary(21, US)];
-    let sync = sync(plan(&view(&local, &remote, None)));
-    assert_eq!((sync.mode, sync.remote_start, sync.local_start), (CopyMode::Delta, Some(SnapId(20)), Some(SnapId(2))));
+    let sync = sync(plan(&View { remote_marker: made_here(20), ..view(&local, &remote, None) }));
+    assert_eq!(
+        (sync.mode, sync.remote_start, sync.local_start),
+        (CopyMode::Delta, Some(SnapId(20)), Some(SnapId(2)))
+    );
+    let by_others = self::sync(plan(&view(&local, &remote, None)));
+    assert_eq!((by_others.mode, by_others.remote_start), (CopyMode::Repair, Some(SnapId(20))));
     assert_eq!(sync.snap_seqs, BTreeMap::from([(SnapId(15), SnapId(1))]), "matched by name");
 
     // The other site has yet to copy the demotion, or has copied it and was not promoted.
@@ -240,7 +265,9 @@ fn a_promotion_that_did_not_see_the_demotion_is_a_split_brain() {
 
 #[test]
 fn a_resync_waits_for_a_primary_and_never_touches_a_primary() {
-    let ask = |local: &[Snapshot], remote: &[Snapshot]| plan(&View { resync_requested: true, ..view(local, remote, None) });
+    let ask = |local: &[Snapshot], remote: &[Snapshot]| {
+        plan(&View { resync_requested: true, ..view(local, remote, None) })
+    };
     assert_eq!(ask(&[primary(2, THEM)], &[primary(5, US)]), Plan::Stop(Stop::LocalPrimary));
     assert_eq!(ask(&[demoted(2, THEM)], &[demoted(5, US)]), Plan::Stop(Stop::RemoteNotPrimary));
 }
@@ -260,13 +287,17 @@ fn chores_free_only_what_no_round_needs() {
     let local = [
         primary(1, "another site"),
         demoted(2, THEM),
+        primary(3, THEM),
         copy(10, REMOTE, 5),
         unfinished(copy(11, REMOTE, 6), 1),
         copy(12, REMOTE, 7),
     ];
     let remote = [primary(5, US), primary(6, "another site"), primary(7, US), primary(8, US)];
     let due = chores(&view(&local, &remote, made_here(12)));
-    assert_eq!(due, Chores { prune: vec![SnapId(2), SnapId(10), SnapId(11)], unlink: vec![SnapId(5)] });
+    assert_eq!(
+        due,
+        Chores { prune: vec![SnapId(2), SnapId(3), SnapId(10), SnapId(11)], unlink: vec![SnapId(5)] }
+    );
 
     // While a round is under way its base is needed on both sides.
     let under_way = [copy(10, REMOTE, 5), unfinished(copy(11, REMOTE, 7), 1)];

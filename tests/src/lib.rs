@@ -32,6 +32,7 @@ pub use cluster::{Cluster, OsdEnd};
 pub use compare::{Comparison, compare, compare_sparse};
 pub use image::Extents;
 pub use mirror_daemon::{DaemonKind, MirrorDaemon, MirrorDaemonOptions};
+pub use nix::sys::signal::Signal;
 pub use options::ClusterOptions;
 pub use tool::{Tool, ToolError};
 pub use two_clusters::TwoClusters;

@@ -76,6 +76,13 @@ impl Session<'_> {
                 Interruption::Changed => End::Again(YIELD_PAUSE),
             }));
         }
+        // A snapshot that is being removed shows its objects as absent.
+        self.remote.refresh().await?;
+        let end = self.remote.header.snapshots.get(&sync.remote_end);
+        if end.and_then(Snapshot::mirror).is_none() {
+            let what = format!("primary snapshot {} was removed while it was copied", sync.remote_end);
+            return Err(Error::new(libc::EAGAIN, what));
+        }
         let objects = self.local.image.layout().object_count(self.local.header.size);
         let resync_key = resync_key(&ctx.local_mirror_uuid);
         let resync = self.local.header.metadata.contains_key(&resync_key).then_some(&*resync_key);
@@ -90,7 +97,6 @@ impl Session<'_> {
             begun.local_end
         );
         self.apply_image_state(begun.local_end).await?;
-        self.remote.refresh().await?;
         Ok(None)
     }
 
@@ -120,7 +126,7 @@ impl Session<'_> {
                 cancel: stop.clone(),
             },
             visits,
-            object_count: self.local.image.layout().object_count(self.local.header.size),
+            object_count: self.objects_max(),
             maps,
             progress,
             checkpoint: self.checkpoint(begun.local_end),
@@ -202,13 +208,18 @@ impl Session<'_> {
         let scope = if flattened { Scope::Existing } else { Scope::Changed };
         Ok(match sync.mode {
             CopyMode::Clean if !flattened => Visits::default(),
-            CopyMode::Repair => {
-                let sizes = header.snapshots.values().map(|s| s.image_size).chain([self.local.header.size]);
-                let own = self.local.header.snapshots.values().map(|s| s.image_size);
-                Visits::all(header.layout.object_count(sizes.chain(own).max().unwrap_or(0)))
-            }
+            CopyMode::Repair => Visits::all(self.objects_max()),
             _ => visits(&chain, scope).await?,
         })
+    }
+
+    /// Number of objects of the largest size that either image has, or had at a snapshot.
+    fn objects_max(&self) -> u64 {
+        let sizes = [&self.local.header, &self.remote.header].map(|header| {
+            let snapshots = header.snapshots.values().map(|s| s.image_size).max();
+            snapshots.unwrap_or(0).max(header.size)
+        });
+        self.local.image.layout().object_count(sizes[0].max(sizes[1]))
     }
 
     async fn maps(&self, begun: &Begun) -> Result<Option<MapSync>> {

@@ -20,7 +20,7 @@ use rbd::image_state::{read_image_state, resync_key};
 use rbd::mirroring::Mirroring;
 use rbd::snapshots;
 use rbd::watch_notify::{HeaderEvent, HeaderWatch, notify_header_update};
-use rbd::{Features, Snapshot, SnapshotNamespace};
+use rbd::{Features, MirrorSnapshotState, Snapshot, SnapshotNamespace};
 use snapshot::begin::{Identity, OpenImage, read_marker};
 use snapshot::plan::{Chores, Plan, Stop, View, chores, plan};
 use tokio::sync::watch;
@@ -124,6 +124,8 @@ impl<'a> Session<'a> {
         self.finish_last_round().await?;
         loop {
             let marker = read_marker(&self.local.image).await?;
+            let remote_marker =
+                if self.was_demoted() { read_marker(&self.remote.image).await? } else { None };
             let resync_key = resync_key(&self.ctx.local_mirror_uuid);
             let view = View {
                 local: &self.local.header.snapshots,
@@ -133,6 +135,7 @@ impl<'a> Session<'a> {
                 remote_peer_uuid: &self.ctx.remote_peer_uuid,
                 local_peer_uuid: &self.ctx.local_peer_uuid,
                 marker,
+                remote_marker,
                 resync_requested: self.local.header.metadata.contains_key(&resync_key),
             };
             let (plan, due) = (plan(&view), chores(&view));
@@ -299,6 +302,12 @@ impl<'a> Session<'a> {
     pub(super) fn say_replaying(&mut self) {
         let description = self.progress.describe(Instant::now());
         self.say(ReplayState::Replaying, &description);
+    }
+
+    /// True when the local image was primary until its newest mirror-snapshot.
+    fn was_demoted(&self) -> bool {
+        let newest = self.local.header.snapshots.values().rev().find_map(Snapshot::mirror);
+        newest.is_some_and(|mirror| mirror.state == MirrorSnapshotState::PrimaryDemoted)
     }
 
     /// When the newest snapshots of both sides were made, on the primary.

@@ -2,13 +2,8 @@
 
 use anyhow::Result;
 use tests::Extents;
-use tests::image::RandomWrites;
 
-use crate::common::{MIB, Stage};
-
-fn scattered(seed: u64, count: u64, within: std::ops::Range<u64>) -> RandomWrites {
-    RandomWrites { seed, count, block_bytes: 4096, within }
-}
+use crate::common::{LIMIT, MIB, Stage, scattered};
 
 /// Full, sparse and empty images; odd sizes; small and large objects; fancy striping; a data pool.
 #[tokio::test(flavor = "multi_thread")]
@@ -18,7 +13,7 @@ async fn images_of_every_shape() -> Result<()> {
     stage.clusters.create_pool("shapes-data").await?;
     let shapes: [(&str, u64, &[&str]); 8] = [
         ("full", 24 * MIB, &[]),
-        ("sparse", 4096 * MIB, &[]),
+        ("sparse", 1024 * MIB, &[]),
         ("empty", 64 * MIB, &[]),
         ("odd", 13 * MIB + 4608, &[]),
         ("small-objects", 9 * MIB, &["--object-size", "64K"]),
@@ -30,7 +25,7 @@ async fn images_of_every_shape() -> Result<()> {
         a.create_image(&stage.spec(name), size, args).await?;
     }
     a.apply(&stage.spec("full"), Extents::default().fill(0, 24 * MIB, 1)).await?;
-    a.apply(&stage.spec("sparse"), Extents::default().random(&scattered(2, 40, 0..4096 * MIB))).await?;
+    a.apply(&stage.spec("sparse"), Extents::default().random(&scattered(2, 40, 0..1024 * MIB))).await?;
     for name in ["odd", "small-objects", "large-objects", "striped", "data-pool"] {
         a.apply(&stage.spec(name), Extents::default().random(&scattered(3, 300, 0..9 * MIB))).await?;
     }
@@ -54,6 +49,6 @@ async fn images_of_every_shape() -> Result<()> {
             .await?;
         stage.sync(name).await?;
     }
-    daemon.stop(crate::common::LIMIT).await?;
+    daemon.stop(LIMIT).await?;
     stage.strike().await
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rados::SnapId;
 use rbd::SnapshotNamespace;
+use tests::image::RandomWrites;
 use tests::two_clusters::Direction;
 use tests::{Cluster, DaemonKind, MirrorDaemon, MirrorDaemonOptions, TwoClusters, wait};
 use tokio::sync::{Mutex, MutexGuard};
@@ -17,6 +18,11 @@ use crate::content;
 /// How long anything may take before a scenario gives up.
 pub const LIMIT: Duration = Duration::from_secs(90);
 pub const MIB: u64 = 1 << 20;
+
+/// Random writes of 4 KiB.
+pub fn scattered(seed: u64, count: u64, within: std::ops::Range<u64>) -> RandomWrites {
+    RandomWrites { seed, count, block_bytes: 4096, within }
+}
 
 static TURN: Mutex<()> = Mutex::const_new(());
 

@@ -39,6 +39,8 @@ impl Reader {
             [pool, namespace, name] => (pool, namespace, name),
             _ => bail!("'{spec}' is no pool/[namespace/]image"),
         };
+        // The pool may be newer than the map that this client has.
+        self.cluster.wait_for_latest_osdmap().await?;
         let pool = self.cluster.pool_by_name(pool).await?;
         Ok(Image::open_by_name(&self.cluster.namespace(pool, namespace), name).await?)
     }
@@ -64,15 +66,11 @@ pub async fn expect_equal(
             let one = read(a, a_header, a_snap, extent);
             let two = read(b, b_header, b_snap, extent);
             let (one, two) = futures::try_join!(one, two)?;
-            match one.iter().zip(&two).position(|(x, y)| x != y) {
-                None => Ok(()),
-                Some(at) => bail!(
-                    "first difference at byte {} of {size}: {} and {}",
-                    offset + at as u64,
-                    one[at],
-                    two[at]
-                ),
+            if one == two {
+                return Ok(());
             }
+            let at = one.iter().zip(&two).position(|(x, y)| x != y).unwrap_or(one.len().min(two.len()));
+            bail!("first difference at byte {} of {size}", offset + at as u64)
         }
     });
     futures::stream::iter(chunks).buffered(OBJECTS_IN_FLIGHT).try_collect::<()>().await

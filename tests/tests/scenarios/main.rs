@@ -5,5 +5,13 @@
 //! daemons.
 
 mod basics;
+mod broken;
+mod clones;
 mod common;
 mod content;
+mod crashes;
+mod failover;
+mod lifecycle;
+mod outages;
+mod snapshots;
+mod turns;

@@ -1,0 +1,70 @@
+//! Clones: copy-up after the first copy, both formats, chains, a parent in another pool, flattening.
+
+use anyhow::Result;
+use tests::Extents;
+
+use crate::common::{LIMIT, MIB, Stage, scattered, until};
+
+/// Writes to parts of a clone's objects that the copy does not have yet arrive with the parent's bytes around them.
+#[tokio::test(flavor = "multi_thread")]
+async fn copied_up_objects_arrive_whole() -> Result<()> {
+    let stage = Stage::set("clones").await?;
+    let (a, b) = (&stage.clusters.a, &stage.clusters.b);
+    stage.clusters.create_pool("clones-other").await?;
+    stage.clusters.connect_peers("clones-other", tests::two_clusters::Direction::Both).await?;
+    let mut daemon = stage.daemon(b).await?;
+
+    // parent (other pool) <- v2 <- grandchild, and parent <- v1
+    let parent = "clones-other/parent";
+    a.create_image(parent, 16 * MIB, &[]).await?;
+    a.apply(parent, Extents::default().fill(0, 12 * MIB, 1)).await?;
+    a.snap_create("clones-other/parent@base").await?;
+    a.snap_protect("clones-other/parent@base").await?;
+    a.apply(parent, Extents::default().random(&scattered(2, 50, 0..16 * MIB))).await?;
+    a.clone_image("clones-other/parent@base", &stage.spec("v1"), 1).await?;
+    a.clone_image("clones-other/parent@base", &stage.spec("v2"), 2).await?;
+    a.apply(&stage.spec("v2"), Extents::default().random(&scattered(3, 20, 0..16 * MIB))).await?;
+    a.snap_create(&stage.spec("v2@base")).await?;
+    a.clone_image(&stage.spec("v2@base"), &stage.spec("grandchild"), 2).await?;
+    a.rbd(&["mirror", "image", "enable", parent, "snapshot"]).await?;
+    let clones = ["v1", "v2", "grandchild"];
+    for name in clones {
+        stage.enable(name).await?;
+    }
+    for name in clones {
+        stage.first_copy(name).await?;
+    }
+    for round in 0..3_u64 {
+        for (index, name) in clones.into_iter().enumerate() {
+            let seed = 10 + round * 10 + index as u64;
+            let changes = Extents::default().random(&scattered(seed, 3, 0..16 * MIB));
+            a.apply(&stage.spec(name), changes).await?;
+            a.snap_create(&format!("{}@round-{round}", stage.spec(name))).await?;
+            a.apply(&stage.spec(name), Extents::default().random(&scattered(seed + 100, 2, 0..16 * MIB)))
+                .await?;
+            a.discard(&stage.spec(name), (round * 4 + index as u64) * MIB, 2 * MIB).await?;
+            stage.sync(name).await?;
+        }
+    }
+    // Shrunk below the overlap and grown again: what lies behind no longer comes from the parent.
+    a.resize(&stage.spec("v2"), 5 * MIB).await?;
+    a.resize(&stage.spec("v2"), 16 * MIB).await?;
+    stage.sync("v2").await?;
+
+    for name in ["grandchild", "v1"] {
+        a.flatten(&stage.spec(name)).await?;
+        a.discard(&stage.spec(name), MIB, 4 * MIB).await?;
+        stage.sync(name).await?;
+        let spec = stage.spec(name);
+        until("the flattened copy to let go of its parent", async || {
+            Ok(b.rbd_json(&["info", &spec]).await?["parent"].is_null())
+        })
+        .await?;
+        stage.sync(name).await?;
+    }
+    daemon.stop(LIMIT).await?;
+    for cluster in stage.clusters.both() {
+        cluster.delete_pool("clones-other").await?;
+    }
+    stage.strike().await
+}

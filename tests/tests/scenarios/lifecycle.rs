@@ -1,0 +1,133 @@
+//! Mirroring is disabled, images are removed, trashed, renamed and reconfigured: the copy follows.
+
+use anyhow::{Result, ensure};
+use tests::{Cluster, Extents};
+
+use crate::common::{LIMIT, MIB, Stage, scattered, until};
+
+async fn exists(cluster: &Cluster, pool: &str, image: &str) -> Result<bool> {
+    let list = cluster.rbd_json(&["ls", pool]).await?;
+    Ok(list.as_array().is_some_and(|names| names.iter().any(|name| name == image)))
+}
+
+/// With the daemon up and with it down: mirroring disabled, image removed, image moved to the trash.
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_go_with_their_primaries() -> Result<()> {
+    let stage = Stage::set("goings").await?;
+    let (a, b) = (&stage.clusters.a, &stage.clusters.b);
+    let names =
+        ["disabled-up", "removed-up", "trashed-up", "disabled-down", "removed-down", "trashed-down", "kept"];
+    let mut daemon = stage.daemon(b).await?;
+    for name in names {
+        a.create_image(&stage.spec(name), 8 * MIB, &[]).await?;
+        a.apply(&stage.spec(name), Extents::default().random(&scattered(1, 20, 0..8 * MIB))).await?;
+        a.snap_create(&format!("{}@user", stage.spec(name))).await?;
+        stage.enable(name).await?;
+    }
+    for name in names {
+        stage.first_copy(name).await?;
+    }
+    let go = async |kind: &str| -> Result<()> {
+        let spec = |what: &str| stage.spec(&format!("{what}-{kind}"));
+        a.rbd(&["mirror", "image", "disable", &spec("disabled")]).await?;
+        a.rbd(&["snap", "purge", "--no-progress", &spec("removed")]).await?;
+        a.rbd(&["rm", "--no-progress", &spec("removed")]).await?;
+        a.rbd(&["trash", "mv", &spec("trashed")]).await?;
+        Ok(())
+    };
+    go("up").await?;
+    let gone = async |kind: &str| {
+        until("copies to follow their primaries", async || {
+            let mut left = 0;
+            for what in ["disabled", "removed", "trashed"] {
+                left += usize::from(exists(b, &stage.pool, &format!("{what}-{kind}")).await?);
+            }
+            let trash = b.rbd_json(&["trash", "ls", "--all", &stage.pool]).await?;
+            Ok(left == 0 && trash.as_array().is_some_and(Vec::is_empty))
+        })
+        .await
+    };
+    gone("up").await?;
+    daemon.stop(LIMIT).await?;
+    go("down").await?;
+    let mut daemon = stage.daemon(b).await?;
+    gone("down").await?;
+    ensure!(exists(b, &stage.pool, "kept").await?, "an image that stayed lost its copy");
+    stage.sync("kept").await?;
+    daemon.stop(LIMIT).await?;
+    stage.strike().await
+}
+
+/// The image is renamed; metadata, features and snapshot limit change.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_metadata_and_features_follow() -> Result<()> {
+    let stage = Stage::set("properties").await?;
+    let (a, b) = (&stage.clusters.a, &stage.clusters.b);
+    let old = stage.spec("old");
+    a.create_image(&old, 8 * MIB, &[]).await?;
+    a.rbd(&["image-meta", "set", &old, "color", "red"]).await?;
+    a.rbd(&["image-meta", "set", &old, "gone", "soon"]).await?;
+    let mut daemon = stage.daemon(b).await?;
+    stage.enable("old").await?;
+    stage.first_copy("old").await?;
+
+    let new = stage.spec("new");
+    a.rbd(&["rename", &old, &new]).await?;
+    a.rbd(&["image-meta", "set", &new, "color", "blue"]).await?;
+    a.rbd(&["image-meta", "rm", &new, "gone"]).await?;
+    a.rbd(&["feature", "disable", &new, "object-map"]).await?;
+    a.rbd(&["snap", "limit", "set", "--limit", "40", &new]).await?;
+    a.apply(&new, Extents::default().random(&scattered(1, 20, 0..8 * MIB))).await?;
+    let snap = a.mirror_snapshot(&new).await?;
+    until("the copy to be renamed", async || exists(b, &stage.pool, "new").await).await?;
+    stage.arrived("new", snap).await?;
+    until("metadata and features to follow", async || {
+        let metadata = b.rbd_json(&["image-meta", "ls", &new]).await?;
+        let info = b.rbd_json(&["info", &new]).await?;
+        let features: Vec<_> =
+            info["features"].as_array().into_iter().flatten().filter_map(|f| f.as_str()).collect();
+        Ok(metadata["color"] == "blue" && metadata["gone"].is_null() && !features.contains(&"object-map"))
+    })
+    .await?;
+    ensure!(!exists(b, &stage.pool, "old").await?, "the old name is still there");
+
+    a.rbd(&["feature", "enable", &new, "object-map", "fast-diff"]).await?;
+    a.rbd(&["object-map", "rebuild", "--no-progress", &new]).await?;
+    a.apply(&new, Extents::default().random(&scattered(2, 20, 0..8 * MIB))).await?;
+    stage.sync("new").await?;
+    a.apply(&new, Extents::default().random(&scattered(3, 20, 0..8 * MIB))).await?;
+    stage.sync("new").await?;
+    daemon.stop(LIMIT).await?;
+    stage.strike().await
+}
+
+/// Pools and namespaces that come later are found; an image of the same name is in each of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn pools_and_namespaces_that_come_later() -> Result<()> {
+    let stage = Stage::set("early").await?;
+    let (a, b) = (&stage.clusters.a, &stage.clusters.b);
+    let mut daemon = stage.daemon(b).await?;
+    a.create_image("early/image", 8 * MIB, &[]).await?;
+    stage.enable("image").await?;
+    stage.first_copy("image").await?;
+
+    stage.clusters.create_pool("late").await?;
+    stage.clusters.connect_peers("late", tests::two_clusters::Direction::Both).await?;
+    for cluster in stage.clusters.both() {
+        cluster.rbd(&["namespace", "create", "late/inner"]).await?;
+        cluster.rbd(&["mirror", "pool", "enable", "late/inner", "image"]).await?;
+    }
+    for (seed, spec) in ["late/image", "late/inner/image"].into_iter().enumerate() {
+        a.create_image(spec, 8 * MIB, &[]).await?;
+        a.apply(spec, Extents::default().random(&scattered(seed as u64, 30, 0..8 * MIB))).await?;
+        a.rbd(&["mirror", "image", "enable", spec, "snapshot"]).await?;
+        let snap = a.newest_primary_snapshot(spec).await?;
+        b.wait_copied(spec, snap, LIMIT).await?;
+        crate::common::expect_copy_of(&stage.a, &stage.b, spec).await?;
+    }
+    daemon.stop(LIMIT).await?;
+    for cluster in stage.clusters.both() {
+        cluster.delete_pool("late").await?;
+    }
+    stage.strike().await
+}
