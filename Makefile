@@ -3,6 +3,7 @@
 CARGO ?= cargo
 DEMO_DIR ?= /tmp/rbd-mirror-demo
 export CARGO_TERM_COLOR ?= auto
+release = $(or $(CARGO_TARGET_DIR),target)/release
 
 .PHONY: help deps build demo demo-down test check bench clean
 
@@ -12,15 +13,17 @@ help: ## Show the targets
 deps: ## Install the Debian packages that building and testing need (as root)
 	@scripts/install-deps
 
-build: deps ## Build the daemon: target/release/rbd-mirror
+build: ## Build the daemon, with the Debian packages for that: target/release/rbd-mirror
+	@scripts/install-deps build
 	$(CARGO) build --release --locked -p daemon
 
-demo: build ## Two clusters, a mirrored pool, and a tour of it; leaves the clusters running
-	$(CARGO) build --release --locked -p tests --bin demo
-	@$(CARGO) run --release --locked --quiet -p tests --bin demo -- up $(DEMO_DIR)
+demo: deps ## Two clusters, a mirrored pool, and a tour of it; leaves the clusters running
+	$(CARGO) build --release --locked -p daemon -p tests --bin rbd-mirror --bin demo
+	@$(release)/demo up $(DEMO_DIR)
 
 demo-down: ## End what the demo started and remove its folder
-	@$(CARGO) run --release --locked --quiet -p tests --bin demo -- down $(DEMO_DIR)
+	@$(CARGO) build --release --locked --quiet -p daemon -p tests --bin rbd-mirror --bin demo
+	@$(release)/demo down $(DEMO_DIR)
 
 test: deps ## Run all tests, on real clusters
 	$(CARGO) build --locked --workspace --all-targets
@@ -32,8 +35,8 @@ check: deps ## Format, lints, documentation, licences of dependencies
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 	$(CARGO) run --locked -q -p tests --bin licences
 
-bench: build ## Time the daemon against Ceph's on the same two clusters (BENCH_ARGS=--quick, --only NAME, …)
-	$(CARGO) run --release --locked -p bench -- --rbd-mirror target/release/rbd-mirror $(BENCH_ARGS)
+bench: deps build ## Time the daemon against Ceph's on the same two clusters (BENCH_ARGS=--quick, --only NAME, …)
+	$(CARGO) run --release --locked -p bench -- --rbd-mirror $(release)/rbd-mirror $(BENCH_ARGS)
 
 clean: ## Remove what was built
 	$(CARGO) clean

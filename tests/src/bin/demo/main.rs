@@ -91,16 +91,20 @@ async fn up(dir: PathBuf, rbd_mirror: Option<PathBuf>) -> Result<ExitCode> {
         Ok(true) => Ok(ExitCode::SUCCESS),
         Ok(false) => Ok(ExitCode::FAILURE),
         Err(error) => {
-            let dir = place.dir().display();
-            Err(error
-                .context(format!("what was started is left in {dir} to look at; `make demo-down` ends it")))
+            let (dir, ending) = (place.dir().display(), how_to_end(&place));
+            eprintln!("\ndemo: {error:#}\n\ndemo: what runs in {dir} goes on, to be looked at; {ending}");
+            Ok(ExitCode::FAILURE)
         }
     }
 }
 
 fn interrupted(place: &Place) -> ExitCode {
-    say(format!("\nInterrupted. What runs in {} goes on; `make demo-down` ends it.", place.dir().display()));
+    say(format!("\nInterrupted. What runs in {} goes on; {}", place.dir().display(), how_to_end(place)));
     ExitCode::from(INTERRUPTED)
+}
+
+fn how_to_end(place: &Place) -> String {
+    format!("`make demo-down DEMO_DIR={}` ends it", place.dir().display())
 }
 
 async fn down(place: &Place) -> Result<()> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, ensure};
 use futures::future::try_join_all;
 use tests::two_clusters::SITES;
 use tests::{Cluster, ClusterOptions, DaemonKind, MirrorDaemon, MirrorDaemonOptions, TwoClusters, wait};
@@ -103,11 +103,11 @@ impl<'a> Tour<'a> {
         );
         say("   site-b$ rbd-mirror -f --cluster site-b --id rbd-mirror.a");
         let leads = wait::until("the daemon to follow the pool", DAEMON_START_LIMIT, || async {
-            anyhow::ensure!(daemon.alive(), "the daemon has ended by itself");
+            ensure!(daemon.alive(), "the daemon has ended by itself");
             let status = daemon.ask("rbd mirror status").await.ok();
             Ok(status.filter(|status| status["pool_replayers"][0]["leader"] == true).map(drop))
         });
-        leads.await.with_context(|| daemon.log_tail(20))?;
+        leads.await.map_err(|error| anyhow!("{error:#}; {}", daemon.log_tail(20)))?;
         say(format!("   runs as pid {}", daemon.pid()));
         Ok(daemon)
     }
