@@ -26,6 +26,7 @@ const LOG_FILE: &str = "/var/log/ceph/$cluster-$name.log";
 const ADMIN_SOCKET: &str = "$run_dir/$cluster-$name.$pid.$cctid.asok";
 
 fn main() -> ExitCode {
+    rados::map_large_buffers();
     let ceph_args = std::env::var("CEPH_ARGS").unwrap_or_default();
     let options = match options::parse(&ceph_args, std::env::args_os().skip(1)) {
         Ok(Request::Run(options)) => options,

@@ -228,6 +228,8 @@ impl<'a> Session<'a> {
             };
             acquired.map_err(failure("unable to acquire the leadership of the pool"))?;
             tracing::info!("pool '{}': leading", self.replayer.pool_name);
+            // Begins to allocate ids ahead, while the images are still being looked for.
+            drop(self.shared.snap_ids(&self.local_pool));
             let releases = orders.borrow_and_update().leader_releases;
             let mut namespaces = Namespaces::new(self, control);
             // Namespaces are ended in order whatever ends the leadership, also when the session is cancelled.

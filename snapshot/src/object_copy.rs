@@ -11,9 +11,10 @@
 use std::future::Future;
 use std::sync::Arc;
 
+use futures::FutureExt;
 use futures::future::{try_join, try_join_all};
 use rados::error::ResultExt;
-use rados::{CloneSet, Extent, IoCtx, ReadAnswer, ReadOp, ReadSub, SnapId};
+use rados::{CloneSet, Extent, IoCtx, ReadAnswer, ReadOp, ReadSub, SnapContext, SnapId};
 use rbd::ObjectNumber;
 use rbd::layout::data_object;
 use rbd::object_map::ObjectState;
@@ -137,6 +138,10 @@ pub struct ObjectCopier {
     pub resumed: bool,
     /// The local image has (or had at one of the steps) a parent: absent objects are not zeros.
     pub has_parent: bool,
+    /// A local object that is absent first gets existence in all older local snapshots, with the bytes that it has at
+    /// this remote snapshot, which one of them is a copy of. For clones with the deep-flatten feature: their snapshots
+    /// lose the parent together with the head, as the primary's do, whose objects were copied up in the same way.
+    pub copy_up_at: Option<SnapId>,
     /// Bound on bytes in memory.
     pub budget: Budget,
     /// Stops copies between two requests.
@@ -148,8 +153,11 @@ struct ObjectPlan {
     deltas: Vec<StepDelta>,
     actions: Vec<Action>,
     /// Answers to the reads of the first action, when they came with the plan.
-    first_reads: Option<Vec<(Extent, ReadAnswer)>>,
+    first_reads: Option<Vec<Read>>,
 }
+
+/// A range that was asked for, and what a sparse read of it found.
+type Read = (Extent, ReadAnswer);
 
 impl ObjectCopier {
     /// Copies one object. `known` tells what the caller knows of the local one; `ready` is awaited before the first
@@ -166,6 +174,11 @@ impl ObjectCopier {
         ready: impl Future<Output = Result<(), rados::Error>>,
     ) -> Result<Copied, CopyError> {
         let names = (self.remote.object(object), self.local.object(object));
+        let ready = ready.shared();
+        let known = match self.copy_up_at {
+            Some(snap) => self.copy_up(&names, snap, known, ready.clone()).await?,
+            None => known,
+        };
         let alone = self.method == Method::Replay && self.steps.steps().len() == 1;
         let direct = alone && (whole || self.steps.start().is_none());
         // How much a direct read brings is not known before.
@@ -175,6 +188,55 @@ impl ObjectCopier {
         let copied = self.perform(&names, plan, ready, share.is_some()).await;
         drop(share);
         copied
+    }
+
+    /// Gives an absent object existence in all local snapshots: written under a context that preserves none of them, it
+    /// shows in each. What they showed until now came from the parent, and is what the remote object holds at `snap`.
+    async fn copy_up(
+        &self,
+        (remote, local): &(String, String),
+        snap: SnapId,
+        known: Local,
+        ready: impl Future<Output = Result<(), rados::Error>>,
+    ) -> Result<Local, CopyError> {
+        let known = match known {
+            Local::Untested => {
+                let size = self.local.data.stat(local).await.optional().map_err(CopyError::Local)?;
+                size.map_or(Local::Absent, Local::Present)
+            }
+            known => known,
+        };
+        if known != Local::Absent {
+            return Ok(known);
+        }
+        let _share = self.share(self.object_size).await?;
+        let Some((size, reads)) = self.read_all(remote, snap).await? else { return Ok(known) };
+        ready.await.map_err(CopyError::Local)?;
+        self.check_cancelled()?;
+        let (context, newest_local) = (SnapContext::default(), self.steps.newest_local());
+        let frame = WriteFrame { object: local, object_size: self.object_size, context: &context, newest_local };
+        let op = frame.write(&Action::Replace { size }, &reads);
+        let op = op.ok_or_else(|| CopyError::Answer(remote.clone()))?;
+        match self.local.data.write(op).await {
+            Ok(_) => Ok(Local::Present(size)),
+            Err(error) if error.is(libc::ERANGE) => {
+                Err(CopyError::Overtaken { object: local.clone(), snap: newest_local })
+            }
+            Err(error) => Err(CopyError::Local(error)),
+        }
+    }
+
+    /// All of a remote object at a snapshot, and its size; `None` when it does not exist there.
+    async fn read_all(&self, remote: &str, snap: SnapId) -> Result<Option<(u64, Vec<Read>)>, CopyError> {
+        let range = Extent::new(0, self.object_size);
+        let op = ReadOp::new(remote).at(snap).with(ReadSub::Stat).with(ReadSub::SparseRead(range));
+        let reply = self.remote.data.read(op).await.optional().map_err(CopyError::Remote)?;
+        let Some(reply) = reply else { return Ok(None) };
+        let mut answers = reply.answers.into_iter();
+        let (Some(ReadAnswer::Stat { size, .. }), Some(data)) = (answers.next(), answers.next()) else {
+            return Err(CopyError::Answer(remote.to_string()));
+        };
+        Ok(Some((size.min(self.object_size), vec![(range, data)])))
     }
 
     async fn share(&self, bytes: u64) -> Result<crate::budget::Share, CopyError> {
@@ -195,21 +257,14 @@ impl ObjectCopier {
         (remote, local): &(String, String),
         known: Local,
     ) -> Result<ObjectPlan, CopyError> {
-        let range = Extent::new(0, self.object_size);
-        let snap = self.steps.steps()[0].remote;
-        let op = ReadOp::new(remote).at(snap).with(ReadSub::Stat).with(ReadSub::SparseRead(range));
-        let read = async { self.remote.data.read(op).await.optional().map_err(CopyError::Remote) };
-        let (reply, known) = try_join(read, self.look(local, known)).await?;
-        let Some(reply) = reply else {
+        let read = self.read_all(remote, self.steps.steps()[0].remote);
+        let (read, known) = try_join(read, self.look(local, known)).await?;
+        let Some((size, reads)) = read else {
             let deltas = vec![StepDelta { size: None, change: Change::None }];
             return Ok(ObjectPlan { actions: actions(&deltas, known), deltas, first_reads: None });
         };
-        let mut answers = reply.answers.into_iter();
-        let (Some(ReadAnswer::Stat { size, .. }), Some(data)) = (answers.next(), answers.next()) else {
-            return Err(CopyError::Answer(remote.clone()));
-        };
-        let deltas = vec![StepDelta { size: Some(size.min(self.object_size)), change: Change::Created }];
-        Ok(ObjectPlan { actions: actions(&deltas, known), deltas, first_reads: Some(vec![(range, data)]) })
+        let deltas = vec![StepDelta { size: Some(size), change: Change::Created }];
+        Ok(ObjectPlan { actions: actions(&deltas, known), deltas, first_reads: Some(reads) })
     }
 
     async fn plan(&self, names: &(String, String), known: Local) -> Result<ObjectPlan, CopyError> {

@@ -72,7 +72,8 @@ pub fn role(header: &ImageHeader, remote_mirror_uuid: &str) -> Role {
 /// Removes a local image that was being made when a daemon stopped; it holds nothing yet.
 pub async fn remove_half_made(ctx: &ImageContext, record: &Record) -> Result<()> {
     tracing::info!(image = %record.id, "removing a local image that was not made completely");
-    let options = RemoveOptions { user_snapshots: true, ..RemoveOptions::default() };
+    // Whoever still watches it is the daemon that was making it, and dead.
+    let options = RemoveOptions { user_snapshots: true, despite_watchers: true, ..RemoveOptions::default() };
     remove_image(&ctx.local, &record.id, &options, |_, _| {}).await?;
     forget(ctx, record).await
 }
@@ -85,8 +86,17 @@ pub async fn forget(ctx: &ImageContext, record: &Record) -> Result<()> {
     mirroring.image_remove(&record.id).await.optional().map(drop)
 }
 
+/// What came of making a local image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Made {
+    /// It is there.
+    Image(ImageId),
+    /// It is a clone, and what it is to be a clone of is not there yet.
+    AwaitsParent(String),
+}
+
 /// Makes the local image for the remote one, with the size that it has at the snapshot `at`.
-pub async fn create_local(ctx: &ImageContext, remote: &OpenImage, at: SnapId) -> Result<ImageId> {
+pub async fn create_local(ctx: &ImageContext, remote: &OpenImage, at: SnapId) -> Result<Made> {
     let new = NewImage {
         name: remote.image.name().to_string(),
         id: create::generate_id(&ctx.local),
@@ -102,7 +112,11 @@ pub async fn create_local(ctx: &ImageContext, remote: &OpenImage, at: SnapId) ->
         return Err(Error::new(libc::ENOENT, what));
     }
     let parent = match &remote.header.parent_spec {
-        Some(spec) => Some(local_parent(ctx, remote, spec).await?),
+        Some(spec) => match local_parent(ctx, remote, spec).await {
+            Ok(parent) => Some(parent),
+            Err(ParentError::Missing(why)) => return Ok(Made::AwaitsParent(why)),
+            Err(ParentError::Rados(error)) => return Err(error),
+        },
         None => None,
     };
     let what = || format!("cannot make the local image '{}'", new.name);
@@ -123,7 +137,7 @@ pub async fn create_local(ctx: &ImageContext, remote: &OpenImage, at: SnapId) ->
         None => create::create(&ctx.local, &new).await,
     }
     .context(what())?;
-    Ok(new.id)
+    Ok(Made::Image(new.id))
 }
 
 /// Declares that the local image is a copy: its first mirror-snapshot is there.
@@ -164,14 +178,27 @@ async fn local_data_pool(ctx: &ImageContext, remote: &OpenImage) -> Result<Optio
     Ok(name.and_then(by_name))
 }
 
-/// The local counterpart of the remote image's parent. ENOENT, with what is missing, while there is none.
+/// Why a clone has no local parent.
+enum ParentError {
+    /// What is missing for now.
+    Missing(String),
+    /// A cluster failed.
+    Rados(Error),
+}
+
+impl From<Error> for ParentError {
+    fn from(error: Error) -> Self {
+        ParentError::Rados(error)
+    }
+}
+
+/// The local counterpart of the remote image's parent.
 async fn local_parent(
     ctx: &ImageContext,
     remote: &OpenImage,
     spec: &ParentSpec,
-) -> Result<(ParentSpec, CloneFormat)> {
-    let missing =
-        |why: String| Error::new(libc::ENOENT, format!("cannot copy a clone before its parent: {why}"));
+) -> std::result::Result<(ParentSpec, CloneFormat), ParentError> {
+    let missing = ParentError::Missing;
     let pool_name = {
         let pools = ctx.remote.backend().pools().await?;
         pools.into_iter().find(|(id, _)| *id == spec.pool).map(|(_, name)| name)

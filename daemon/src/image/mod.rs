@@ -3,6 +3,7 @@
 mod bootstrap;
 mod delete;
 mod primary;
+mod remote_watch;
 mod round;
 mod session;
 mod status;
@@ -20,7 +21,7 @@ use snapshot::ids::SnapIds;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use self::bootstrap::{Record, Role};
+use self::bootstrap::{Made, Record, Role};
 use self::session::{End, Session};
 use crate::report::{ReplayState, Report};
 use crate::retry::Backoff;
@@ -143,6 +144,8 @@ enum Attempt {
 /// How often an image is looked for that is not ready to be followed.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
+/// How often a clone looks for the copy of its parent.
+const PARENT_INTERVAL: Duration = Duration::from_millis(500);
 /// How often the first mirror-snapshot is looked for, and how many times.
 const FIRST_SNAPSHOT_INTERVAL: Duration = Duration::from_millis(100);
 const FIRST_SNAPSHOT_LOOKS: usize = 100;
@@ -183,8 +186,8 @@ async fn attempt(ctx: &ImageContext) -> Result<Attempt> {
             let opened = match opened {
                 Some(opened) => opened,
                 None => match create(ctx, local, &remote).await? {
-                    Some(opened) => opened,
-                    None => return Ok(Attempt::Again(LOOK_INTERVAL)),
+                    Ok(opened) => opened,
+                    Err(pause) => return Ok(Attempt::Again(pause)),
                 },
             };
             let Some(session) = Session::open(ctx, opened, remote).await? else {
@@ -198,16 +201,26 @@ async fn attempt(ctx: &ImageContext) -> Result<Attempt> {
     }
 }
 
-/// Makes and opens the local image; `None` while there is nothing to copy.
-async fn create(ctx: &ImageContext, record: Option<Record>, remote: &OpenImage) -> Result<Option<OpenImage>> {
+/// Makes and opens the local image; answers with a pause while that cannot be.
+async fn create(
+    ctx: &ImageContext,
+    record: Option<Record>,
+    remote: &OpenImage,
+) -> Result<std::result::Result<OpenImage, Duration>> {
     if let Some(record) = record {
         // Its entry says that it is mirrored, but it is gone.
         bootstrap::forget(ctx, &record).await?;
     }
-    let Some(newest) = await_first_snapshot(ctx, remote).await? else { return Ok(None) };
+    let Some(newest) = await_first_snapshot(ctx, remote).await? else { return Ok(Err(LOOK_INTERVAL)) };
     ctx.publish(Report::new(ReplayState::StartingReplay, "creating the local image"), remote.image.name());
-    let id = bootstrap::create_local(ctx, remote, newest).await?;
-    bootstrap::open(&ctx.local, &id).await
+    match bootstrap::create_local(ctx, remote, newest).await? {
+        Made::Image(id) => Ok(bootstrap::open(&ctx.local, &id).await?.ok_or(Duration::ZERO)),
+        Made::AwaitsParent(why) => {
+            let what = format!("waiting for the copy of the parent: {why}");
+            ctx.publish(Report::new(ReplayState::StartingReplay, what), remote.image.name());
+            Ok(Err(PARENT_INTERVAL))
+        }
+    }
 }
 
 /// The newest complete mirror-snapshot for this site. The primary makes the first one when it enables mirroring, right

@@ -12,6 +12,7 @@ use rados::{Error, ErrorClass, Result, SnapId};
 use rbd::exclusive_lock::LockState;
 use rbd::header_update::HeaderUpdate;
 use rbd::image_state::resync_key;
+use rbd::mirroring::MirrorImageState;
 use rbd::{Features, ImageFlags, Snapshot, snapshots};
 use snapshot::begin::{self, Begun};
 use snapshot::commit;
@@ -24,7 +25,6 @@ use tokio::sync::watch;
 
 use super::bootstrap;
 use super::session::{End, Session};
-use super::status::RoundProgress;
 
 /// How often progress is published while data is copied.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
@@ -53,13 +53,7 @@ impl Session<'_> {
         let who = self.identity(peers);
         let first = sync.mode == CopyMode::First && sync.resume.is_none();
         let timestamp = self.remote.header.snapshots.get(&sync.remote_end).map_or(0, |s| s.timestamp.seconds);
-        self.progress.round = Some(RoundProgress {
-            timestamp,
-            objects_done: 0,
-            objects_total: 0,
-            bytes_done: 0,
-            began: Instant::now(),
-        });
+        self.progress.begin(timestamp, Instant::now());
         self.say_replaying();
 
         let begun = begin::begin(&mut self.local, &self.remote, sync, &who, &ids).await?;
@@ -122,6 +116,7 @@ impl Session<'_> {
                 method: if sync.mode == CopyMode::Repair { Method::Repair } else { Method::Replay },
                 resumed: sync.resume.is_some() || !sync.discard.is_empty(),
                 has_parent: self.local.header.parent_spec.is_some(),
+                copy_up_at: self.copy_up_at(begun),
                 budget: self.ctx.shared.budget.clone(),
                 cancel: stop.clone(),
             },
@@ -141,7 +136,9 @@ impl Session<'_> {
             let heard = tokio::select! {
                 outcome = &mut copy => break outcome,
                 () = ctx.cancel.cancelled(), if interruption.is_none() => Some(Interruption::Cancelled),
-                () = ctx.changed.notified() => Some(Interruption::Changed),
+                () = ctx.changed.notified(), if interruption.is_none() => {
+                    self.pair_changed().await.then_some(Interruption::Changed)
+                }
                 changed = self.lock_report.changed(), if interruption.is_none() => {
                     let must_stop = changed.is_err() || self.must_stop(begun.local_end).await;
                     must_stop.then_some(Interruption::Changed)
@@ -171,6 +168,20 @@ impl Session<'_> {
             Err(CopyFailed::Cancelled) => Ok(Some(interruption.unwrap_or(Interruption::Cancelled))),
             Err(failed) => Err(self.failure(failed)),
         }
+    }
+
+    /// Judges an announcement that the image's mirroring changed, ours at the beginning of a first copy among them; true
+    /// when the copy must stop: one of the images is not, or not for long, mirrored under its global id.
+    async fn pair_changed(&self) -> bool {
+        let ctx = self.ctx;
+        let pair = [(&ctx.local, self.local.image.id()), (&ctx.remote, self.remote.image.id())];
+        let same = pair.map(|(ioctx, id)| async move {
+            let record = bootstrap::find(ioctx, &ctx.global_image_id).await;
+            matches!(record, Ok(Some(r)) if r.id == *id && r.mirror.state != MirrorImageState::Disabling)
+        });
+        let [local, remote] = same;
+        let (local, remote) = futures::join!(local, remote);
+        !(local && remote)
     }
 
     /// Judges a change of the local header or of its lock; true when the copy must stop: somebody wants the lock, it
@@ -204,13 +215,30 @@ impl Session<'_> {
             end: sync.remote_end,
             trust: true,
         };
-        let flattened = self.local.header.parent.is_some() && header.parent_at(sync.remote_end).is_none();
+        let flattened = self.flattened(sync);
         let scope = if flattened { Scope::Existing } else { Scope::Changed };
         Ok(match sync.mode {
             CopyMode::Clean if !flattened => Visits::default(),
             CopyMode::Repair => Visits::all(self.objects_max()),
             _ => visits(&chain, scope).await?,
         })
+    }
+
+    /// True when the remote image lost its parent, and the local one is about to.
+    fn flattened(&self, sync: &Sync) -> bool {
+        self.local.header.parent.is_some() && self.remote.header.parent_at(sync.remote_end).is_none()
+    }
+
+    /// A remote snapshot that an older local one copies, when objects that come into existence must be whole in older
+    /// snapshots, too: with the deep-flatten feature these lose their parent when the head does.
+    fn copy_up_at(&self, begun: &Begun) -> Option<SnapId> {
+        if self.local.header.parent_spec.is_none() || !self.local.header.features.has(Features::DEEP_FLATTEN) {
+            return None;
+        }
+        let link = self.local.header.snapshots.get(&begun.local_end)?.mirror()?;
+        let first = begun.steps.steps().first()?.local;
+        let older = link.snap_seqs.iter().filter(|(_, local)| **local < first);
+        older.map(|(remote, _)| *remote).find(|remote| self.remote.header.snapshots.contains_key(remote))
     }
 
     /// Number of objects of the largest size that either image has, or had at a snapshot.

@@ -19,7 +19,7 @@ use rbd::image::Image;
 use rbd::image_state::{read_image_state, resync_key};
 use rbd::mirroring::Mirroring;
 use rbd::snapshots;
-use rbd::watch_notify::{HeaderEvent, HeaderWatch, notify_header_update};
+use rbd::watch_notify::notify_header_update;
 use rbd::{Features, MirrorSnapshotState, Snapshot, SnapshotNamespace};
 use snapshot::begin::{Identity, OpenImage, read_marker};
 use snapshot::plan::{Chores, Plan, Stop, View, chores, plan};
@@ -27,6 +27,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 
 use super::ImageContext;
+use super::remote_watch::RemoteWatch;
 use super::status::Progress;
 use crate::report::{ReplayState, Report};
 
@@ -58,7 +59,7 @@ pub struct Session<'a> {
     pub(super) lock_report: watch::Receiver<LockReport>,
     /// Changes of the local header that have been looked at.
     updates_seen: u64,
-    remote_watch: HeaderWatch,
+    remote_watch: RemoteWatch,
     pub(super) progress: Progress,
     pruning: Option<JoinHandle<Result<()>>>,
 }
@@ -80,7 +81,7 @@ impl<'a> Session<'a> {
             ..LockOptions::default()
         };
         let lock = ExclusiveLock::open(&ctx.local, local.image.id(), options).await?;
-        let remote_watch = HeaderWatch::new(&ctx.remote, remote.image.id(), WATCH_TIMEOUT).await?;
+        let remote_watch = RemoteWatch::open(&ctx.remote, remote.image.id(), WATCH_TIMEOUT).await?;
         // What changed before the watches were there was not announced to them.
         local.refresh().await?;
         let mut session = Session {
@@ -107,7 +108,7 @@ impl<'a> Session<'a> {
             let outcome = ended(&mut self.pruning).await;
             self.pruned(outcome).await.unwrap_or_else(|error| tracing::debug!(image = %local_id, "{error}"));
         }
-        for closed in [self.lock.close().await, self.remote_watch.unregister().await] {
+        for closed in [self.lock.close().await, self.remote_watch.close().await] {
             if let Err(error) = closed {
                 tracing::debug!(image = %local_id, "cannot close an image in order: {error}");
             }
@@ -252,18 +253,13 @@ impl<'a> Session<'a> {
                 Ok(()) => self.local_changed().await,
                 Err(_) => Ok(Some(End::Again(Duration::ZERO))),
             },
-            event = self.remote_watch.next() => match event {
-                None => Ok(Some(End::Again(Duration::ZERO))),
-                Some(HeaderEvent::Updated | HeaderEvent::Restored(_)) => {
-                    self.remote.refresh().await?;
-                    Ok(None)
+            there = self.remote_watch.changed() => {
+                if !there {
+                    return Ok(Some(End::Again(Duration::ZERO)));
                 }
-                Some(HeaderEvent::Lost(error)) => {
-                    tracing::warn!(image = %ctx.global_image_id, "the watch on the remote image broke: {error}");
-                    Ok(None)
-                }
-                Some(_) => Ok(None),
-            },
+                self.remote.refresh().await?;
+                Ok(None)
+            }
             outcome = ended(&mut self.pruning) => {
                 self.pruned(outcome).await?;
                 Ok(None)

@@ -69,6 +69,13 @@ impl RoundProgress {
 }
 
 impl Progress {
+    /// A round begins; what earlier ones moved says nothing about its rate.
+    pub fn begin(&mut self, timestamp: u32, now: Instant) {
+        self.rate = Rate::default();
+        self.round =
+            Some(RoundProgress { timestamp, objects_done: 0, objects_total: 0, bytes_done: 0, began: now });
+    }
+
     /// A round made progress.
     pub fn advance(&mut self, objects_done: u64, objects_total: u64, bytes_done: u64, now: Instant) {
         if let Some(round) = &mut self.round {
@@ -170,13 +177,7 @@ mod tests {
              \"remote_snapshot_timestamp\":1600,\"replay_state\":\"idle\"}"
         );
 
-        progress.round = Some(RoundProgress {
-            timestamp: 1600,
-            objects_done: 0,
-            objects_total: 4,
-            bytes_done: 0,
-            began: start,
-        });
+        progress.begin(1600, start);
         progress.advance(1, 4, 1000, start);
         let half = start + Duration::from_secs(2);
         progress.advance(2, 4, 4000, half);

@@ -70,6 +70,7 @@ impl World {
                 method: Method::Replay,
                 resumed,
                 has_parent: false,
+                copy_up_at: None,
                 budget: Budget::new(64 << 10),
                 cancel: cancel.clone(),
             },

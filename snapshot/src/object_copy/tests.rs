@@ -181,6 +181,7 @@ impl World {
             method,
             resumed,
             has_parent: self.parent.is_some(),
+            copy_up_at: None,
             budget: Budget::new(1 << 20),
             cancel: CancellationToken::new(),
         }

@@ -99,6 +99,7 @@ impl Mirrored {
                 method: Method::Replay,
                 resumed: false,
                 has_parent: local_header.parent.is_some(),
+                copy_up_at: None,
                 budget: Budget::new(32 << 20),
                 cancel: CancellationToken::new(),
             },

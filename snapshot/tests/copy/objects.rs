@@ -141,6 +141,7 @@ impl World {
                 method,
                 resumed,
                 has_parent: false,
+                copy_up_at: None,
                 budget: Budget::new(4 << 20),
                 cancel: CancellationToken::new(),
             },
