@@ -30,6 +30,7 @@ pub use backend::{Backend, Location, NotifyAnswer, NotifyReply, Pending, Watch, 
 pub use cluster::{Cluster, CommandReply, CommandTarget, ConnectOptions, Limits, all_closed, connect};
 pub use error::{Error, ErrorClass, Result};
 pub use ioctx::IoCtx;
+pub use librados::map_large_buffers;
 pub use op::{
     ChecksumKind, Clone, CloneSet, OmapPage, ReadAnswer, ReadOp, ReadReply, ReadSub, Watcher, WriteOp,
     WriteSub,

@@ -3,6 +3,7 @@
 //! * [`connection`]: connecting, configuration, I/O contexts, the bounds on what is in flight, shutting down.
 //! * [`closing`]: waiting for connections to be shut down.
 //! * [`completion`]: how an asynchronous call of librados becomes a future, and who owns its memory meanwhile.
+//! * [`memory`]: how the process keeps memory.
 //! * [`ops`]: reads and writes of one object, over the C++ shim (`shim.cc`).
 //! * [`watch`]: watches that come back by themselves, and notifications.
 //! * [`blocking`]: what librados offers only as a call that waits.
@@ -22,6 +23,7 @@ mod closing;
 mod completion;
 mod connection;
 mod ffi;
+mod memory;
 mod ops;
 mod watch;
 
@@ -37,6 +39,7 @@ use crate::op::{ReadOp, ReadReply, WriteOp};
 use crate::types::{PoolId, SnapId};
 
 use connection::Connection;
+pub use memory::map_large_buffers;
 
 /// Connects to a cluster.
 pub(crate) async fn connect(options: ConnectOptions) -> Result<Arc<dyn Backend>> {
