@@ -214,7 +214,8 @@ impl ObjectCopier {
         ready.await.map_err(CopyError::Local)?;
         self.check_cancelled()?;
         let (context, newest_local) = (SnapContext::default(), self.steps.newest_local());
-        let frame = WriteFrame { object: local, object_size: self.object_size, context: &context, newest_local };
+        let frame =
+            WriteFrame { object: local, object_size: self.object_size, context: &context, newest_local };
         let op = frame.write(&Action::Replace { size }, &reads);
         let op = op.ok_or_else(|| CopyError::Answer(remote.clone()))?;
         match self.local.data.write(op).await {

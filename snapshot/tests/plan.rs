@@ -249,7 +249,10 @@ fn a_planned_failback_goes_on_from_the_demotion() {
 
     // The other site has yet to copy the demotion, or has copied it and was not promoted.
     assert_eq!(plan(&view(&local, &[copy(19, LOCAL, 1)], None)), Plan::Stop(Stop::RemoteNotPrimary));
-    assert_eq!(plan(&view(&local, &[copied_demotion.clone()], None)), Plan::Stop(Stop::RemoteNotPrimary));
+    assert_eq!(
+        plan(&view(&local, std::slice::from_ref(&copied_demotion), None)),
+        Plan::Stop(Stop::RemoteNotPrimary)
+    );
     assert_eq!(plan(&view(&local, &[unfinished(copied_demotion, 3)], None)), Plan::AwaitRemote);
 }
 

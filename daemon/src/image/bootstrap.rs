@@ -38,9 +38,20 @@ pub async fn find(ioctx: &IoCtx, global_id: &str) -> Result<Option<Record>> {
     Ok(mirroring.image(&id).await?.map(|mirror| Record { id, mirror }))
 }
 
-/// Opens an image; `None` when there is none.
+/// Opens an image; `None` when there is none. ENOSYS when it has a feature that this program does not know, and so may
+/// hold something that it would not copy.
 pub async fn open(ioctx: &IoCtx, id: &ImageId) -> Result<Option<OpenImage>> {
     let opened = Image::open(ioctx, id).await.optional()?;
+    if let Some((image, header)) = &opened
+        && header.features.unknown() != Features(0)
+    {
+        let unknown = header.features.unknown().0;
+        let what = format!(
+            "cannot mirror image '{}': it has features that are unknown here ({unknown:#x})",
+            image.name()
+        );
+        return Err(Error::new(libc::ENOSYS, what));
+    }
     Ok(opened.map(|(image, header)| OpenImage { image, header }))
 }
 

@@ -48,7 +48,8 @@ pub(super) async fn follow_removal(
     let told = mirroring.notify_image(MirrorImageState::Disabled, &record.id, &mirror.global_id).await;
     told.unwrap_or_else(|error| tracing::debug!(image = %ctx.global_image_id, "{error}"));
     if ctx.delete_delay == Duration::ZERO {
-        let options = RemoveOptions { user_snapshots: true, despite_watchers: true, ..RemoveOptions::default() };
+        let options =
+            RemoveOptions { user_snapshots: true, despite_watchers: true, ..RemoveOptions::default() };
         remove_from_trash(&ctx.local, &record.id, &options, |_, _| {}).await?;
     }
     Ok(Attempt::Over)

@@ -232,7 +232,8 @@ impl Session<'_> {
     /// A remote snapshot that an older local one copies, when objects that come into existence must be whole in older
     /// snapshots, too: with the deep-flatten feature these lose their parent when the head does.
     fn copy_up_at(&self, begun: &Begun) -> Option<SnapId> {
-        if self.local.header.parent_spec.is_none() || !self.local.header.features.has(Features::DEEP_FLATTEN) {
+        if self.local.header.parent_spec.is_none() || !self.local.header.features.has(Features::DEEP_FLATTEN)
+        {
             return None;
         }
         let link = self.local.header.snapshots.get(&begun.local_end)?.mirror()?;

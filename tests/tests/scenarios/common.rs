@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rados::SnapId;
 use rbd::SnapshotNamespace;
 use tests::image::RandomWrites;
 use tests::two_clusters::Direction;
-use tests::{Cluster, DaemonKind, MirrorDaemon, MirrorDaemonOptions, TwoClusters, wait};
+use tests::{Cluster, DaemonKind, MirrorDaemon, MirrorDaemonOptions, TwoClusters};
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::content;
@@ -175,10 +175,11 @@ pub async fn expect_copy_of(from: &content::Reader, to: &content::Reader, spec: 
 
 /// Waits for a condition that a scenario describes.
 pub async fn until<F: AsyncFnMut() -> Result<bool>>(what: &str, mut condition: F) -> Result<()> {
-    let condition = std::cell::RefCell::new(&mut condition);
-    wait::until(what, LIMIT, async || {
-        let mut condition = condition.borrow_mut();
-        Ok((condition)().await?.then_some(()))
-    })
-    .await
+    const POLL_INTERVAL: Duration = Duration::from_millis(50);
+    let started = Instant::now();
+    while !condition().await? {
+        ensure!(started.elapsed() < LIMIT, "gave up waiting for {what}");
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+    Ok(())
 }

@@ -25,7 +25,7 @@ async fn daemons_take_turns() -> Result<()> {
     let id = image_id(b, &spec).await?;
     daemon.stop(LIMIT).await?;
 
-    for turn in 0..4_u64 {
+    for turn in 0..2_u64 {
         let change = async |seed: u64| -> Result<u64> {
             let changes = Extents::default()
                 .random(&scattered(seed, 200, 0..size))
