@@ -1,7 +1,7 @@
 //! Deltas of many small writes.
 //!
-//! The clock runs from the first primary mirror-snapshot (of four, made at the same time) that is complete until the
-//! last copy has arrived.
+//! The clock runs while there is something to copy: from the first primary mirror-snapshot (of four, made at the same
+//! time) that is complete until the last copy has arrived, but for gaps in which all that there was had been copied.
 
 use anyhow::Result;
 use futures::future::try_join_all;

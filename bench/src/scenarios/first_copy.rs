@@ -1,7 +1,8 @@
 //! First copies of large images.
 //!
-//! The clock runs from the first primary mirror-snapshot (of four, made at the same time) that is complete until the
-//! last copy has arrived. What the copies' cluster can write is measured in the same run, with `rados bench`.
+//! The clock runs while there is something to copy: from the first primary mirror-snapshot (of four, made at the same
+//! time) that is complete until the last copy has arrived, but for gaps in which all that there was had been copied.
+//! What the copies' cluster can write is measured in the same run, with `rados bench`.
 
 use std::time::Duration;
 

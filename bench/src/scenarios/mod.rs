@@ -8,7 +8,7 @@ mod one_write;
 mod resync;
 mod start;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use futures::future::{BoxFuture, try_join_all};
@@ -87,7 +87,9 @@ async fn large_images(ground: &Ground) -> Result<Vec<Written>> {
 
 /// What copying several images at once took.
 struct Together {
-    /// From the first primary mirror-snapshot that was complete to the last copy that had arrived, in seconds.
+    /// How long there was something to copy, in seconds: an image had a complete primary mirror-snapshot whose copy had
+    /// not arrived. The commands are given at the same time, but the monitors may serve some of them a second later than
+    /// others; a daemon that has copied by then all that there was is not charged for waiting.
     took_s: f64,
 }
 
@@ -127,12 +129,36 @@ async fn all_at_once(ground: &Ground, images: &[Written], command: Command) -> R
         Ok::<_, anyhow::Error>((taken, arrived, snap))
     });
     let rounds = try_join_all(rounds).await?;
-    let first = rounds.iter().map(|(taken, _, _)| *taken).min();
-    let last = rounds.iter().map(|(_, arrived, _)| *arrived).max();
-    let took_s =
-        first.zip(last).map_or(0.0, |(first, last)| last.saturating_duration_since(first).as_secs_f64());
+    let took_s = covered(rounds.iter().map(|(taken, arrived, _)| (*taken, *arrived)).collect()).as_secs_f64();
     for (written, (_, _, snap)) in images.iter().zip(&rounds) {
         arrival::verify(ground, &written.image, *snap).await?;
     }
     Ok(Together { took_s })
+}
+
+/// The time that is covered by at least one of the intervals.
+fn covered(mut intervals: Vec<(Instant, Instant)>) -> Duration {
+    intervals.sort();
+    let mut sum = Duration::ZERO;
+    let mut until: Option<Instant> = None;
+    for (from, to) in intervals {
+        let from = until.map_or(from, |until| from.max(until));
+        sum += to.saturating_duration_since(from);
+        until = Some(until.map_or(to, |until| until.max(to)));
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_is_counted_once_and_gaps_are_not() {
+        let start = Instant::now();
+        let at = |s| start + Duration::from_secs(s);
+        assert_eq!(covered(vec![]), Duration::ZERO);
+        assert_eq!(covered(vec![(at(2), at(5)), (at(0), at(3)), (at(1), at(2))]), Duration::from_secs(5));
+        assert_eq!(covered(vec![(at(7), at(9)), (at(0), at(3))]), Duration::from_secs(5));
+    }
 }
