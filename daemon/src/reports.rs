@@ -12,6 +12,7 @@ use crate::report::{ReplayState, Report};
 #[derive(Clone, Default)]
 pub struct Reports {
     images: Arc<Mutex<BTreeMap<Arc<str>, watch::Receiver<Report>>>>,
+    silence: Arc<Mutex<Option<String>>>,
 }
 
 /// How many images are in which condition.
@@ -38,6 +39,12 @@ impl Reports {
         self.lock().remove(global_image_id);
     }
 
+    /// Says, in place of what its task does, of every image that follows the remote one, that the remote cluster is
+    /// silent; `None` when it is no longer.
+    pub fn set_silence(&self, why: Option<String>) {
+        *self.silence.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
     /// An image's current report.
     pub fn get(&self, global_image_id: &str) -> Option<Report> {
         self.lock().get(global_image_id).map(|report| report.borrow().clone())
@@ -50,8 +57,16 @@ impl Reports {
 
     /// Calls `visit` with each image and its current report.
     pub fn visit(&self, mut visit: impl FnMut(&Arc<str>, &Report)) {
+        let silence = self.silence.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for (id, report) in self.lock().iter() {
-            visit(id, &report.borrow());
+            let report = report.borrow();
+            match &silence {
+                Some(why) if follows(report.state) => {
+                    let image_name = report.image_name.clone();
+                    visit(id, &Report { image_name, ..Report::new(ReplayState::Error, why) });
+                }
+                _ => visit(id, &report),
+            }
         }
     }
 
@@ -80,6 +95,11 @@ impl Reports {
     }
 }
 
+/// True for states in which an image depends on the remote cluster.
+fn follows(state: ReplayState) -> bool {
+    matches!(state, ReplayState::Replaying | ReplayState::Syncing | ReplayState::StartingReplay | ReplayState::Unknown)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,6 +113,21 @@ mod tests {
         sender.send_modify(|report| report.image_name = "disk".into());
         assert_eq!(reports.by_name("disk"), Some(a));
         assert_eq!(reports.counts(), Counts { assigned: 2, warning: 0, error: 1 });
+
+        let states = || {
+            let mut states = Vec::new();
+            reports.visit(|_, report| states.push((report.state, report.description.clone())));
+            states
+        };
+        sender.send_modify(|report| report.state = ReplayState::Replaying);
+        reports.set_silence(Some("no answer".into()));
+        let silent = (ReplayState::Error, "no answer".to_string());
+        assert_eq!(states(), [silent, (ReplayState::Error, "split-brain".to_string())]);
+        reports.set_silence(None);
+        sender.send_modify(|report| report.state = ReplayState::Stopped);
+        reports.set_silence(Some("no answer".into()));
+        assert_eq!(states()[0].0, ReplayState::Stopped, "it does not depend on the remote cluster");
+
         drop(failed);
         reports.close("b");
         assert_eq!(reports.current().len(), 1);

@@ -105,6 +105,8 @@ pub struct Sync {
     pub anchor: bool,
     /// Remote snapshot → local snapshot, of the user snapshots that both images have.
     pub snap_seqs: BTreeMap<SnapId, SnapId>,
+    /// It fulfils the operator's request for a resync.
+    pub resync: bool,
 }
 
 /// How the objects to copy are found.
@@ -242,6 +244,7 @@ fn first_copy(view: &View<'_>) -> Plan {
         discard: Vec::new(),
         anchor: false,
         snap_seqs: BTreeMap::new(),
+        resync: false,
     })
 }
 
@@ -260,12 +263,13 @@ fn resync(view: &View<'_>) -> Plan {
         return Plan::Sync(Sync {
             resume: Some(Resume { local_end: snapshot.id, first_object: link.last_copied_object_number }),
             snap_seqs: still_there(view, link),
+            resync: true,
             ..repair(end, mirror, Vec::new())
         });
     }
     let discard = mirrors(view.local).filter(|(_, m)| !m.complete).map(|(s, _)| s.id).collect();
     match newest_candidate(view, None) {
-        Ok((end, mirror)) => Plan::Sync(repair(end, mirror, discard)),
+        Ok((end, mirror)) => Plan::Sync(Sync { resync: true, ..repair(end, mirror, discard) }),
         Err(plan) => plan,
     }
 }
@@ -281,6 +285,7 @@ fn repair(end: &Snapshot, mirror: &MirrorSnapshot, discard: Vec<SnapId>) -> Sync
         discard,
         anchor: false,
         snap_seqs: BTreeMap::new(),
+        resync: false,
     }
 }
 
@@ -345,6 +350,7 @@ fn after_demotion(view: &View<'_>, newest: &Snapshot) -> Plan {
         discard: Vec::new(),
         anchor: false,
         snap_seqs,
+        resync: false,
     })
 }
 
@@ -380,6 +386,7 @@ fn after_complete(view: &View<'_>, newest: &Snapshot, link: &MirrorSnapshot, dis
         anchor: !twin && discard.is_empty(),
         discard,
         snap_seqs: still_there(view, link),
+        resync: false,
     })
 }
 
@@ -437,6 +444,7 @@ fn after_incomplete(view: &View<'_>, newest: &Snapshot, link: &MirrorSnapshot) -
         discard: if made_here { Vec::new() } else { vec![newest.id] },
         anchor: false,
         snap_seqs: still_there(view, link),
+        resync: false,
     })
 }
 

@@ -263,7 +263,7 @@ fn a_promotion_that_did_not_see_the_demotion_is_a_split_brain() {
     assert!(matches!(plan(&view(&local, &remote, None)), Plan::Stop(Stop::SplitBrain(_))));
     let resync = View { resync_requested: true, ..view(&local, &remote, None) };
     let sync = sync(plan(&resync));
-    assert_eq!((sync.mode, sync.remote_end), (CopyMode::Repair, SnapId(21)));
+    assert_eq!((sync.mode, sync.remote_end, sync.resync), (CopyMode::Repair, SnapId(21), true));
 }
 
 #[test]
@@ -283,6 +283,13 @@ fn an_interrupted_resync_goes_on() {
     let sync = sync(plan(&View { resync_requested: true, ..view(&local, &remote, marker) }));
     assert_eq!((sync.mode, sync.remote_end), (CopyMode::Repair, SnapId(5)));
     assert_eq!(sync.resume, Some(Resume { local_end: SnapId(3), first_object: 17 }));
+    assert!(sync.resync);
+
+    // A round that was under way when the resync was asked for does not fulfil it.
+    let delta = [copy(2, REMOTE, 4), unfinished(copy(3, REMOTE, 5), 17)];
+    let sync = self::sync(plan(&View { resync_requested: true, ..view(&delta, &remote, made_here(3)) }));
+    assert_eq!((sync.resume, sync.remote_end, sync.resync), (None, SnapId(6), true));
+    assert_eq!(sync.discard, vec![SnapId(3)]);
 }
 
 #[test]

@@ -79,7 +79,7 @@ impl Session<'_> {
         }
         let objects = self.local.image.layout().object_count(self.local.header.size);
         let resync_key = resync_key(&ctx.local_mirror_uuid);
-        let resync = self.local.header.metadata.contains_key(&resync_key).then_some(&*resync_key);
+        let resync = sync.resync.then_some(&*resync_key);
         commit::commit(&mut self.local, &self.remote, &begun, objects, resync).await?;
         self.progress.complete(Instant::now());
         self.say_replaying();

@@ -11,7 +11,9 @@
 
 mod images;
 mod instances;
+mod reach;
 mod side;
+mod trash;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,6 +95,8 @@ struct Namespace {
     images: Images,
     publishers: JoinSet<Result<()>>,
     publishing: CancellationToken,
+    /// What goes on beside the images; may be cut off anywhere.
+    chores: JoinSet<Result<()>>,
 }
 
 impl Namespace {
@@ -103,6 +107,7 @@ impl Namespace {
             images: Images::new(ctx.clone()),
             publishers: JoinSet::new(),
             publishing: CancellationToken::new(),
+            chores: JoinSet::new(),
             orders,
             ctx,
         }
@@ -110,6 +115,8 @@ impl Namespace {
 
     async fn work(&mut self) -> Result<()> {
         instances::take_back(&self.ctx.local, self.ctx.local.backend().instance_id()).await?;
+        self.chores.spawn(trash::purge(self.ctx.local.clone()));
+        self.chores.spawn(reach::watch(self.ctx.remote.clone(), self.ctx.reports.clone()));
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut refreshes = interval(self.ctx.refresh_interval.max(TICK));
@@ -125,6 +132,7 @@ impl Namespace {
                     self.images.obey(orders);
                 }
                 Some(ended) = self.publishers.join_next() => ended.unwrap_or(Ok(()))?,
+                Some(ended) = self.chores.join_next() => ended.unwrap_or(Ok(()))?,
                 _ = refreshes.tick() => {
                     self.local.mark_stale();
                     self.remote.mark_stale();

@@ -42,9 +42,13 @@ async fn work_goes_on_after_outages() -> Result<()> {
 
     let snap = change().await?;
     a.freeze()?;
-    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+    let status = stage.state(b, "image", "up+error").await;
     a.thaw()?;
+    let status = status?;
+    let told = status["description"].as_str().is_some_and(|d| d.contains("has not answered"));
+    ensure!(told, "the status does not say that the remote cluster is silent: {status}");
     stage.arrived("image", snap).await.context("the remote cluster was frozen for a while")?;
+    stage.state(b, "image", "up+replaying").await?;
 
     blocklist_clients(b, &daemon_address(b).await?).await?;
     let snap = change().await?;
