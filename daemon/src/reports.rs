@@ -97,7 +97,10 @@ impl Reports {
 
 /// True for states in which an image depends on the remote cluster.
 fn follows(state: ReplayState) -> bool {
-    matches!(state, ReplayState::Replaying | ReplayState::Syncing | ReplayState::StartingReplay | ReplayState::Unknown)
+    matches!(
+        state,
+        ReplayState::Replaying | ReplayState::Syncing | ReplayState::StartingReplay | ReplayState::Unknown
+    )
 }
 
 #[cfg(test)]

@@ -73,8 +73,8 @@ pub struct Begun {
     pub steps: CopySteps,
     /// All objects below this number have been copied.
     pub first_object: u64,
-    /// Local user snapshots being filled, and the names that they get.
-    pub pending: BTreeMap<SnapId, String>,
+    /// Local user snapshots that get another name: those being filled, and those that the primary renamed.
+    pub names: BTreeMap<SnapId, String>,
     /// The primary's image state at the remote snapshot.
     pub image_state: ImageState,
 }
@@ -134,7 +134,13 @@ pub async fn begin(
     let existing: Vec<_> = local.header.snapshots.keys().copied().collect();
     let steps = CopySteps::new(sync.remote_start, &pairs, &existing)
         .map_err(|e| Error::new(libc::EINVAL, e.to_string()))?;
-    Ok(Begun { local_end, first_object, pending: pending_names(local, remote, &pairs), steps, image_state })
+    Ok(Begun {
+        local_end,
+        first_object,
+        names: new_names(local, remote, local_end, &image_state),
+        steps,
+        image_state,
+    })
 }
 
 /// Makes an exact twin of the newest complete mirror-snapshot from the head. Nothing may have been written since that
@@ -271,18 +277,22 @@ fn pairs(
     Ok(users.chain([(sync.remote_end, local_end)]).collect())
 }
 
-/// The names that the round's user snapshots get when it is committed.
-fn pending_names(
+/// The names that local user snapshots get when the round is committed, where they differ from those that they have.
+fn new_names(
     local: &OpenImage,
     remote: &OpenImage,
-    pairs: &[(SnapId, SnapId)],
+    local_end: SnapId,
+    state: &ImageState,
 ) -> BTreeMap<SnapId, String> {
-    let named = |(remote_snap, local_snap): &(SnapId, SnapId)| {
-        let name = &remote.header.snapshots.get(remote_snap)?.name;
-        let pending = local.header.snapshots.get(local_snap)?.name.starts_with(PENDING_PREFIX);
-        pending.then(|| (*local_snap, name.clone()))
+    let link = local.header.snapshots.get(&local_end).and_then(Snapshot::mirror);
+    let named = |(remote_snap, local_snap): (&SnapId, &SnapId)| {
+        let stored = state.snapshots.get(remote_snap).map(|s| &s.name);
+        let name = stored.or_else(|| remote.header.snapshots.get(remote_snap).map(|s| &s.name))?;
+        let current = local.header.snapshots.get(local_snap)?;
+        let renamed = current.namespace == SnapshotNamespace::User && current.name != *name;
+        renamed.then(|| (*local_snap, name.clone()))
     };
-    pairs.iter().filter_map(named).collect()
+    link.into_iter().flat_map(|link| &link.snap_seqs).filter_map(named).collect()
 }
 
 /// Writes object maps and image state of the new snapshots. Repeatable.

@@ -29,11 +29,11 @@ pub async fn commit(
     resync_key: Option<&str>,
 ) -> Result<()> {
     let ioctx = local.image.header_ioctx().clone();
-    make_room_for_names(local, &begun.pending).await?;
+    make_room_for_names(local, &begun.names).await?;
     cut_head_map(local).await?;
 
     let mut update = HeaderUpdate::of(local.image.id()).set_copy_progress(begun.local_end, true, objects);
-    for (snap, name) in &begun.pending {
+    for (snap, name) in &begun.names {
         update = update.snapshot_rename(*snap, name);
     }
     let end = begun.steps.remote_ends().last().copied().unwrap_or(SnapId::HEAD);
@@ -81,19 +81,16 @@ async fn cut_head_map(local: &OpenImage) -> Result<()> {
     }
 }
 
-/// Renames user snapshots out of the way whose names the round's snapshots are about to get. They were removed or
-/// renamed on the primary, or they could not collide; the image state that is applied next says which.
-async fn make_room_for_names(local: &mut OpenImage, pending: &BTreeMap<SnapId, String>) -> Result<()> {
-    let wanted: BTreeSet<_> = pending.values().collect();
-    let in_the_way: Vec<_> = local
-        .header
-        .snapshots
-        .values()
-        .filter(|s| {
-            s.namespace == SnapshotNamespace::User && wanted.contains(&s.name) && !pending.contains_key(&s.id)
-        })
-        .map(|s| s.id)
-        .collect();
+/// Renames user snapshots whose names others are about to get: those that were removed on the primary, and those that
+/// get another name in the same write, which the class method would not see.
+async fn make_room_for_names(local: &mut OpenImage, names: &BTreeMap<SnapId, String>) -> Result<()> {
+    let wanted: BTreeSet<_> = names.values().collect();
+    let in_the_way = local.header.snapshots.values().filter(|s| {
+        s.namespace == SnapshotNamespace::User
+            && wanted.contains(&s.name)
+            && names.get(&s.id) != Some(&s.name)
+    });
+    let in_the_way: Vec<_> = in_the_way.map(|s| s.id).collect();
     if in_the_way.is_empty() {
         return Ok(());
     }

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use futures::StreamExt;
 use tests::Extents;
 
-use crate::common::{LIMIT, MIB, Stage, scattered};
+use crate::common::{LIMIT, MIB, Stage, scattered, until};
 use crate::failover::image_id;
 
 /// A corrupt header, a missing object map, an unknown feature: each is told in the image's status, and the others go on.
@@ -76,8 +76,12 @@ async fn five_hundred_small_images() -> Result<()> {
         a.apply(&stage.spec(name), Extents::default().random(&scattered(1, 10, 0..MIB))).await?;
         stage.sync(name).await?;
     }
-    let summary = b.rbd_json(&["mirror", "pool", "status", &stage.pool]).await?;
-    ensure!(summary["summary"]["states"]["replaying"] == IMAGES, "{summary}");
+    until("every image to be reported as replaying", async || {
+        let status = b.rbd_json(&["mirror", "pool", "status", "--verbose", &stage.pool]).await?;
+        let images = status["images"].as_array().cloned().unwrap_or_default();
+        Ok(images.iter().filter(|image| image["state"] == "up+replaying").count() == IMAGES)
+    })
+    .await?;
     let usage = daemon.usage().context("the daemon runs")?;
     println!(
         "{IMAGES} images: the daemon takes {} MiB, at most {}",

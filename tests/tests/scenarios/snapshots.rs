@@ -48,6 +48,13 @@ async fn user_snapshots_follow() -> Result<()> {
     })
     .await?;
 
+    let protected = async || -> Result<Vec<String>> {
+        let list = b.rbd_json(&["snap", "ls", &spec]).await?;
+        let protected = list.as_array().into_iter().flatten().filter(|s| s["protected"] == "true");
+        Ok(protected.filter_map(|s| s["name"].as_str().map(String::from)).collect())
+    };
+    until("protection to follow", async || Ok(protected().await? == ["two"])).await?;
+
     for name in ["one", "three"] {
         a.snap_remove(&at(name)).await?;
     }
