@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rados::encoding::{Decoder, Encoder};
 use rados::error::ResultExt;
-use rados::{Error, ErrorClass, ReadAnswer, ReadSub, Result, SnapId, WriteSub};
+use rados::{Error, ErrorClass, ReadAnswer, ReadSub, Result, SnapId, WriteOp, WriteSub};
 use rbd::header::ImageHeader;
 use rbd::header_update::HeaderUpdate;
 use rbd::image::Image;
@@ -33,8 +33,8 @@ use crate::steps::CopySteps;
 const MARKER_XATTR: &str = "rbd_mirror.exact";
 /// How a user snapshot is called while it is being filled; its id follows.
 const PENDING_PREFIX: &str = ".mirror.pending.";
-/// How often ids are taken anew because the image got a newer snapshot meanwhile.
-const ATTEMPTS_MAX: u32 = 4;
+/// How often a change of the header is tried again because somebody else changed it meanwhile.
+pub(crate) const ATTEMPTS_MAX: u32 = 8;
 
 /// An open image and its header as last read.
 #[derive(Debug, Clone)]
@@ -232,7 +232,8 @@ async fn add_snapshots(
 }
 
 /// Applies a header update that adds `count` snapshots, with the marker, and refreshes the header. Takes newer ids
-/// when the image turns out to have had a newer snapshot than its header told.
+/// when the image turns out to have had a newer snapshot than its header told. EAGAIN when somebody changed the role of
+/// the image since its header was read: plan anew.
 async fn add_to_header(
     local: &mut OpenImage,
     ids: &SnapIds,
@@ -240,18 +241,38 @@ async fn add_to_header(
     update: impl Fn(&[SnapId]) -> (HeaderUpdate, Marker),
 ) -> Result<Vec<SnapId>> {
     let what = format!("cannot add mirror-snapshots to image {}", local.image.id());
+    let link = newest_mirror_snapshot(&local.header);
     for _ in 0..ATTEMPTS_MAX {
         let taken = ids.take(SnapId(local.header.snap_context.seq), count).await.context(&what)?;
         let (update, marker) = update(&taken);
-        let written = local.image.header_ioctx().write(update.into_op().with(write_marker(marker))).await;
+        let op = update.into_op().with(write_marker(marker));
+        let written = local.image.header_ioctx().write(unless_changed(op, &local.header)).await;
         local.refresh().await?;
         match written {
             Ok(_) => return Ok(taken),
-            Err(error) if error.is(libc::ESTALE) => continue,
+            Err(error) if error.is(libc::ESTALE) || is_changed(&error) => {}
             Err(error) => return Err(error.context(what)),
         }
+        if newest_mirror_snapshot(&local.header) != link {
+            return Err(Error::new(libc::EAGAIN, format!("{what}: its role changed meanwhile")));
+        }
     }
-    Err(Error::new(libc::ESTALE, format!("{what}: others keep making snapshots of it")))
+    Err(Error::new(libc::EAGAIN, format!("{what}: others keep changing it")))
+}
+
+/// The newest mirror-snapshot, which tells the role of an image.
+pub(crate) fn newest_mirror_snapshot(header: &ImageHeader) -> Option<SnapId> {
+    header.snapshots.values().rev().find(|s| s.mirror().is_some()).map(|s| s.id)
+}
+
+/// Makes a change of a header fail when the header is not the one that was read.
+pub(crate) fn unless_changed(op: WriteOp, header: &ImageHeader) -> WriteOp {
+    op.with(WriteSub::AssertVersion(header.version))
+}
+
+/// True for the error with which a change fails that was made so.
+pub(crate) fn is_changed(error: &Error) -> bool {
+    error.is(libc::ERANGE) || error.is(libc::EOVERFLOW)
 }
 
 /// The remote and local snapshots of the round's steps, oldest first.

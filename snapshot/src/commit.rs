@@ -6,14 +6,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rados::error::ResultExt;
-use rados::{ErrorClass, Result, SnapId};
+use rados::{Error, ErrorClass, Result, SnapId, WriteOp};
+use rbd::header::ImageHeader;
 use rbd::header_update::HeaderUpdate;
 use rbd::object_map::ObjectState;
 use rbd::watch_notify::notify_header_update;
 use rbd::{Features, SnapshotNamespace, children, snapshots};
 
-use crate::begin::{Begun, OpenImage, write_marker};
+use crate::begin::{
+    ATTEMPTS_MAX, Begun, OpenImage, is_changed, newest_mirror_snapshot, unless_changed, write_marker,
+};
 use crate::plan::Marker;
 
 /// How a user snapshot is called while one with its name takes its place; its id follows.
@@ -32,12 +34,61 @@ pub async fn commit(
     make_room_for_names(local, &begun.names).await?;
     cut_head_map(local).await?;
 
+    let before = complete(local, remote, begun, objects, resync_key).await?;
+    if before.parent.is_some() && !has_parent(&local.header) {
+        children::detach_child(&local.image, &before).await?;
+    }
+    // Nobody is waited for: a client that misses it reads the header anew when it opens the image.
+    let id = local.image.id().clone();
+    tokio::spawn(async move {
+        if let Err(error) = notify_header_update(&ioctx, &id).await {
+            tracing::debug!(image = %id, "cannot tell others of a new mirror-snapshot: {error}");
+        }
+    });
+    Ok(())
+}
+
+/// The atomic write. Made only on the header that was looked at: a promotion that came before it makes it fail with
+/// EAGAIN. Answers with the header as it was before.
+async fn complete(
+    local: &mut OpenImage,
+    remote: &OpenImage,
+    begun: &Begun,
+    objects: u64,
+    resync_key: Option<&str>,
+) -> Result<ImageHeader> {
+    let what = format!("cannot complete mirror-snapshot {}", begun.local_end);
+    for _ in 0..ATTEMPTS_MAX {
+        local.refresh().await?;
+        if newest_mirror_snapshot(&local.header) != Some(begun.local_end) {
+            return Err(Error::new(libc::EAGAIN, format!("{what}: the role of its image changed meanwhile")));
+        }
+        let op = completion(local, remote, begun, objects, resync_key);
+        let before = local.header.clone();
+        match local.image.header_ioctx().write(unless_changed(op, &before)).await {
+            Ok(_) => {
+                local.refresh().await?;
+                return Ok(before);
+            }
+            Err(error) if is_changed(&error) => {}
+            Err(error) => return Err(error.context(what)),
+        }
+    }
+    Err(Error::new(libc::EAGAIN, format!("{what}: others keep changing its image")))
+}
+
+fn completion(
+    local: &OpenImage,
+    remote: &OpenImage,
+    begun: &Begun,
+    objects: u64,
+    resync_key: Option<&str>,
+) -> WriteOp {
     let mut update = HeaderUpdate::of(local.image.id()).set_copy_progress(begun.local_end, true, objects);
     for (snap, name) in &begun.names {
         update = update.snapshot_rename(*snap, name);
     }
     let end = begun.steps.remote_ends().last().copied().unwrap_or(SnapId::HEAD);
-    let flattened = local.header.parent.is_some() && remote.header.parent_at(end).is_none();
     match (&local.header.parent, remote.header.parent_at(end)) {
         (Some(_), None) => update = update.parent_detach(),
         (Some(mine), Some(theirs)) if mine.overlap != theirs.overlap && theirs.overlap > 0 => {
@@ -48,21 +99,11 @@ pub async fn commit(
     if let Some(key) = resync_key {
         update = update.remove_metadata(key);
     }
-    let marker = Marker { snap: begun.local_end, repair: false };
-    let written = ioctx.write(update.into_op().with(write_marker(marker))).await;
-    written.context(format!("cannot complete mirror-snapshot {}", begun.local_end))?;
-    local.refresh().await?;
-    if flattened && !local.header.snapshots.values().any(|s| s.parent.is_some()) {
-        children::detach_child(&local.image, &local.header).await?;
-    }
-    // Nobody is waited for: a client that misses it reads the header anew when it opens the image.
-    let id = local.image.id().clone();
-    tokio::spawn(async move {
-        if let Err(error) = notify_header_update(&ioctx, &id).await {
-            tracing::debug!(image = %id, "cannot tell others of a new mirror-snapshot: {error}");
-        }
-    });
-    Ok(())
+    update.into_op().with(write_marker(Marker { snap: begun.local_end, repair: false }))
+}
+
+fn has_parent(header: &ImageHeader) -> bool {
+    header.parent.is_some() || header.snapshots.values().any(|s| s.parent.is_some())
 }
 
 /// Cuts the head's object map to the size that the image has now; the round may have needed a larger one.

@@ -1,6 +1,6 @@
 //! Clones: copy-up after the first copy, both formats, chains, a parent in another pool, flattening.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use tests::Extents;
 
 use crate::common::{LIMIT, MIB, Stage, scattered, until};
@@ -62,6 +62,9 @@ async fn copied_up_objects_arrive_whole() -> Result<()> {
         .await?;
         stage.sync(name).await?;
     }
+    // Nobody is a clone of it any more, here as there.
+    let children = b.rbd_json(&["children", &stage.spec("v2@base")]).await?;
+    ensure!(children.as_array().is_some_and(Vec::is_empty), "the parent's copy still has clones: {children}");
     daemon.stop(LIMIT).await?;
     for cluster in stage.clusters.both() {
         cluster.delete_pool("clones-other").await?;
