@@ -80,8 +80,6 @@ pub enum Stop {
     SplitBrain(String),
     /// The remote image is not primary, and all it has was copied.
     RemoteNotPrimary,
-    /// The mirror-snapshots contradict themselves.
-    Invalid(String),
 }
 
 /// One round: copy the remote snapshot `remote_end`.
@@ -433,7 +431,11 @@ fn after_incomplete(view: &View<'_>, newest: &Snapshot, link: &MirrorSnapshot) -
     };
     // What another daemon was filling goes on in a snapshot of our own, which holds what was written so far.
     let made_here = view.marker.is_some_and(|marker| marker.snap == newest.id);
-    let resume = Resume { local_end: newest.id, first_object: link.last_copied_object_number };
+    // Once its base was being removed, a delta may have been told wrongly: what was copied by it is compared, too.
+    let base_is_gone = start.is_some_and(|(start, _)| !remote_has(view, start));
+    let doubtful = base_is_gone && view.marker.is_some_and(|marker| !marker.repair);
+    let first_object = if doubtful { 0 } else { link.last_copied_object_number };
+    let resume = Resume { local_end: newest.id, first_object };
     Plan::Sync(Sync {
         mode,
         remote_start: start.map(|(remote, _)| remote),

@@ -199,6 +199,18 @@ fn an_unfinished_snapshot_whose_remote_one_is_gone_is_discarded_and_repaired() {
 }
 
 #[test]
+fn a_delta_whose_base_was_removed_meanwhile_is_compared_from_its_beginning() {
+    let local = [copy(11, REMOTE, 5), unfinished(copy(12, REMOTE, 9), 8)];
+    let sync = sync(plan(&view(&local, &[primary(9, US)], made_here(12))));
+    assert_eq!((sync.mode, sync.resume.map(|r| r.first_object)), (CopyMode::Repair, Some(0)));
+
+    // What was compared before stays compared.
+    let marker = Some(Marker { snap: SnapId(12), repair: true });
+    let sync = self::sync(plan(&view(&local, &[primary(9, US)], marker)));
+    assert_eq!((sync.mode, sync.resume.map(|r| r.first_object)), (CopyMode::Repair, Some(8)));
+}
+
+#[test]
 fn an_unfinished_repair_stays_a_repair() {
     let local = [copy(11, REMOTE, 5), unfinished(copy(12, REMOTE, 9), 8)];
     let remote = [primary(5, US), primary(9, US)];

@@ -70,13 +70,8 @@ impl Session<'_> {
                 Interruption::Changed => End::Again(YIELD_PAUSE),
             }));
         }
-        // A snapshot that is being removed shows its objects as absent.
         self.remote.refresh().await?;
-        let end = self.remote.header.snapshots.get(&sync.remote_end);
-        if end.and_then(Snapshot::mirror).is_none() {
-            let what = format!("primary snapshot {} was removed while it was copied", sync.remote_end);
-            return Err(Error::new(libc::EAGAIN, what));
-        }
+        self.expect_ends_kept(sync)?;
         let objects = self.local.image.layout().object_count(self.local.header.size);
         let resync_key = resync_key(&ctx.local_mirror_uuid);
         let resync = sync.resync.then_some(&*resync_key);
@@ -92,6 +87,25 @@ impl Session<'_> {
         );
         self.apply_image_state(begun.local_end).await?;
         Ok(None)
+    }
+
+    /// Both ends of what was copied must have been there all the time. One that is being removed leaves the namespace of
+    /// mirroring before anything else happens to it; then the end shows its objects as absent, and without the start the
+    /// clones no longer tell all that changed since.
+    fn expect_ends_kept(&self, sync: &Sync) -> Result<()> {
+        let kept =
+            |snap: SnapId| self.remote.header.snapshots.get(&snap).is_some_and(|s| s.mirror().is_some());
+        let start = sync.remote_start.filter(|_| sync.mode == CopyMode::Delta);
+        match start.into_iter().chain([sync.remote_end]).find(|snap| !kept(*snap)) {
+            None => Ok(()),
+            Some(gone) => {
+                let name = self.remote.image.name();
+                let what = format!(
+                    "cannot complete the copy of '{name}': its snapshot {gone} was removed meanwhile"
+                );
+                Err(Error::new(libc::EAGAIN, what))
+            }
+        }
     }
 
     /// Copies the data of a round, listening meanwhile.

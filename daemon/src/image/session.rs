@@ -360,6 +360,5 @@ fn describe(stop: &Stop) -> (ReplayState, String) {
             ),
         ),
         Stop::RemoteNotPrimary => (ReplayState::Unknown, "remote image is not primary".into()),
-        Stop::Invalid(why) => (ReplayState::Error, why.clone()),
     }
 }
