@@ -105,3 +105,20 @@ impl Image {
         ImageHeader::read(&self.header, &self.id).await
     }
 }
+
+/// An open image and its header as last read.
+#[derive(Debug, Clone)]
+pub struct OpenImage {
+    /// The image.
+    pub image: Image,
+    /// Its header.
+    pub header: ImageHeader,
+}
+
+impl OpenImage {
+    /// Reads the header anew.
+    pub async fn refresh(&mut self) -> Result<()> {
+        self.header = self.image.read_header().await?;
+        Ok(())
+    }
+}

@@ -19,7 +19,7 @@ use rbd::object_map::ObjectMap;
 use rbd::snapshots::{self, Removal};
 use rbd::{Features, ImageFlags, ProtectionStatus, SnapshotNamespace, directory};
 
-use crate::begin::OpenImage;
+use rbd::image::OpenImage;
 
 /// Metadata keys that start so belong to librbd and to mirroring itself.
 const INTERNAL_KEY_PREFIX: &str = ".rbd";

@@ -18,16 +18,16 @@ use rados::error::ResultExt;
 use rados::{Error, ErrorClass, ReadAnswer, ReadSub, Result, SnapId, WriteOp, WriteSub};
 use rbd::header::ImageHeader;
 use rbd::header_update::HeaderUpdate;
-use rbd::image::Image;
+use rbd::image::{Image, OpenImage};
 use rbd::image_state::{ImageState, read_image_state, write_image_state};
 use rbd::layout::header_object;
 use rbd::object_map::ObjectState;
 use rbd::{Features, MirrorSnapshot, MirrorSnapshotState, Snapshot, SnapshotNamespace};
 
-use crate::ids::SnapIds;
 use crate::plan::{CopyMode, Marker, Sync};
 use crate::sizes::{SnapshotSize, set_sizes};
-use crate::steps::CopySteps;
+use deep_copy::ids::SnapIds;
+use deep_copy::steps::CopySteps;
 
 /// Extended attribute of the local header that holds the [`Marker`]: `u64` snapshot id, `u8` 1 for a repair.
 const MARKER_XATTR: &str = "rbd_mirror.exact";
@@ -35,23 +35,6 @@ const MARKER_XATTR: &str = "rbd_mirror.exact";
 const PENDING_PREFIX: &str = ".mirror.pending.";
 /// How often a change of the header is tried again because somebody else changed it meanwhile.
 pub(crate) const ATTEMPTS_MAX: u32 = 8;
-
-/// An open image and its header as last read.
-#[derive(Debug, Clone)]
-pub struct OpenImage {
-    /// The image.
-    pub image: Image,
-    /// Its header.
-    pub header: ImageHeader,
-}
-
-impl OpenImage {
-    /// Reads the header anew.
-    pub async fn refresh(&mut self) -> Result<()> {
-        self.header = self.image.read_header().await?;
-        Ok(())
-    }
-}
 
 /// What a mirror-snapshot says of the image and of the pools.
 #[derive(Debug, Clone)]

@@ -9,13 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use rados::{Error, ErrorClass, Result, SnapId, WriteOp};
 use rbd::header::ImageHeader;
 use rbd::header_update::HeaderUpdate;
+use rbd::image::OpenImage;
 use rbd::object_map::ObjectState;
 use rbd::watch_notify::notify_header_update;
 use rbd::{Features, SnapshotNamespace, children, snapshots};
 
-use crate::begin::{
-    ATTEMPTS_MAX, Begun, OpenImage, is_changed, newest_mirror_snapshot, unless_changed, write_marker,
-};
+use crate::begin::{ATTEMPTS_MAX, Begun, is_changed, newest_mirror_snapshot, unless_changed, write_marker};
 use crate::plan::Marker;
 
 /// How a user snapshot is called while one with its name takes its place; its id follows.

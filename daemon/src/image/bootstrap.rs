@@ -12,11 +12,11 @@ use rbd::children::CloneFormat;
 use rbd::create::{self, NewImage};
 use rbd::header::ImageHeader;
 use rbd::image::Image;
+use rbd::image::OpenImage;
 use rbd::mirroring::{GlobalImageId, MirrorImage, MirrorImageMode, MirrorImageState, Mirroring};
 use rbd::remove::{RemoveOptions, remove_image};
 use rbd::types::ParentSpec;
 use rbd::{Features, ImageId, MirrorSnapshotState, Snapshot, directory};
-use snapshot::begin::OpenImage;
 
 use super::ImageContext;
 

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use rados::Result;
 use rados::error::ResultExt;
+use rbd::image::OpenImage;
 use rbd::mirroring::{MirrorImageState, Mirroring};
 use rbd::remove::{RemoveOptions, remove_from_trash};
 use rbd::trash::{self, TrashSource};
-use snapshot::begin::OpenImage;
 
 use super::bootstrap::{self, Record, Role};
 use super::{Attempt, ImageContext, LOOK_INTERVAL};

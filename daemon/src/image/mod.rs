@@ -12,12 +12,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use deep_copy::budget::Budget;
+use deep_copy::ids::SnapIds;
 use rados::{ErrorClass, IoCtx, PoolId, Result, SnapId};
 use rbd::Snapshot;
+use rbd::image::OpenImage;
 use rbd::mirroring::{MirrorImageMode, MirrorImageState};
-use snapshot::begin::OpenImage;
-use snapshot::budget::Budget;
-use snapshot::ids::SnapIds;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 

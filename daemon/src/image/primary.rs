@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use rados::Result;
+use rbd::image::OpenImage;
 use rbd::watch_notify::{HeaderEvent, HeaderWatch};
-use snapshot::begin::OpenImage;
 
 use super::bootstrap::{self, Role};
 use super::{Attempt, ImageContext};

@@ -7,6 +7,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use deep_copy::copier::{Copier, CopyFailed, Options, Progress as CopyProgress};
+use deep_copy::diff::{Chain, Scope, Visits, visits};
+use deep_copy::object_copy::{CopyError, Method, ObjectCopier, Side};
+use deep_copy::object_map_sync::MapSync;
 use futures::FutureExt;
 use rados::{Error, ErrorClass, Result, SnapId};
 use rbd::exclusive_lock::LockState;
@@ -16,10 +20,6 @@ use rbd::mirroring::MirrorImageState;
 use rbd::{Features, ImageFlags, Snapshot, snapshots};
 use snapshot::begin::{self, Begun};
 use snapshot::commit;
-use snapshot::copier::{Copier, CopyFailed, Options, Progress as CopyProgress};
-use snapshot::diff::{Chain, Scope, Visits, visits};
-use snapshot::object_copy::{CopyError, Method, ObjectCopier, Side};
-use snapshot::object_map_sync::MapSync;
 use snapshot::plan::{CopyMode, Sync};
 use tokio::sync::watch;
 
@@ -287,7 +287,7 @@ impl Session<'_> {
     }
 
     /// Stores how far the copy is in the local mirror-snapshot, as Ceph's daemon does.
-    fn checkpoint(&self, local_end: SnapId) -> snapshot::copier::Checkpoint {
+    fn checkpoint(&self, local_end: SnapId) -> deep_copy::copier::Checkpoint {
         let (ioctx, id) = (self.ctx.local.clone(), self.local.image.id().clone());
         Box::new(move |below| {
             let (ioctx, id) = (ioctx.clone(), id.clone());
@@ -318,6 +318,6 @@ impl Session<'_> {
     }
 }
 
-fn side(image: &begin::OpenImage) -> Side {
+fn side(image: &rbd::image::OpenImage) -> Side {
     Side { data: image.image.data_ioctx().clone(), object_prefix: image.image.object_prefix().to_string() }
 }

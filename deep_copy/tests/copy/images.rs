@@ -3,16 +3,16 @@
 
 use std::sync::Arc;
 
+use deep_copy::budget::Budget;
+use deep_copy::copier::{Copier, Options, Progress};
+use deep_copy::diff::{Chain, Scope, Visits, visits};
+use deep_copy::object_copy::{Method, ObjectCopier, Side};
+use deep_copy::object_map_sync::MapSync;
+use deep_copy::steps::CopySteps;
 use futures::FutureExt;
 use rados::SnapId;
 use rbd::image::Image;
 use rbd::{Features, ImageFlags, Snapshot};
-use snapshot::budget::Budget;
-use snapshot::copier::{Copier, Options, Progress};
-use snapshot::diff::{Chain, Scope, Visits, visits};
-use snapshot::object_copy::{Method, ObjectCopier, Side};
-use snapshot::object_map_sync::MapSync;
-use snapshot::steps::CopySteps;
 use tests::image::RandomWrites;
 use tests::{Extents, TwoClusters, compare};
 use tokio::sync::watch;

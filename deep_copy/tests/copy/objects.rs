@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use deep_copy::budget::Budget;
+use deep_copy::copier::{Copier, CopyFailed, Options, Progress};
+use deep_copy::diff::Visits;
+use deep_copy::object_copy::{Method, ObjectCopier, Side};
+use deep_copy::steps::CopySteps;
 use futures::FutureExt;
 use rados::error::ResultExt;
 use rados::fault::{Fault, FaultPlan, Faulty, Matcher, OperationKind};
 use rados::{Extent, IoCtx, Location, SnapContext, SnapId, WriteOp, WriteSub};
-use snapshot::budget::Budget;
-use snapshot::copier::{Copier, CopyFailed, Options, Progress};
-use snapshot::diff::Visits;
-use snapshot::object_copy::{Method, ObjectCopier, Side};
-use snapshot::steps::CopySteps;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
