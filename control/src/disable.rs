@@ -21,7 +21,7 @@ use rbd::types::ParentSpec;
 use rbd::watch_notify::Operation;
 
 use crate::pool::Pool;
-use crate::primary::mirror_snapshots;
+use crate::primary::{half_removed, mirror_snapshots};
 use crate::report::{ImageInfo, Role};
 use crate::session::Session;
 
@@ -80,7 +80,8 @@ impl Session {
         if is_copy {
             self.promote_by_snapshot(global_id, true).await.context("cannot promote the copy first")?;
         }
-        let mirrors: Vec<SnapId> = mirror_snapshots(self.header()).into_keys().collect();
+        let mut mirrors: Vec<SnapId> = mirror_snapshots(self.header()).into_keys().collect();
+        mirrors.extend(half_removed(self.header()));
         self.remove_snapshots(&mirrors).await
     }
 

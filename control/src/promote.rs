@@ -35,6 +35,7 @@ use snapshot::begin::read_marker;
 
 use crate::bulk::Done;
 use crate::config::Quiesce;
+use crate::info::newest_mirror_snapshot;
 use crate::pool::Pool;
 use crate::primary::Purpose;
 use crate::promotion_plan::{ALREADY_PRIMARY, Forced, PRIMARY_ELSEWHERE, Plan, plan};
@@ -201,6 +202,10 @@ impl Session {
         self.wait_for_daemons().await?;
         self.acquire().await?;
         self.refresh().await?;
+        let newest = newest_mirror_snapshot(self.header()).map(|orphan| orphan.id);
+        if let Some(orphan) = newest.filter(|_| forced.resumed) {
+            self.finish_object_maps(orphan).await?;
+        }
         match self.plan_promotion(true).await? {
             Plan::Promote { forced: Some(now), base } => {
                 Ok(Plan::Promote { forced: Some(Forced { resumed: forced.resumed, ..now }), base })

@@ -3,6 +3,7 @@
 //! All scenarios share the clusters, because starting them takes longer than they do; each makes pools of its own.
 
 mod copies;
+mod crashes;
 mod picture;
 mod twins;
 mod world;
@@ -44,6 +45,9 @@ fn main() -> ExitCode {
                 copies::a_planned_failover,
                 copies::a_forced_failover,
                 copies::a_half_copied_delta_is_undone,
+                crashes::of_primaries,
+                crashes::of_copies,
+                crashes::of_modes,
             ]
         );
         failed
