@@ -17,7 +17,7 @@ use rbd::exclusive_lock::Delegated;
 use rbd::header_update::HeaderUpdate;
 use rbd::image_state::resync_key;
 use rbd::mirroring::{GlobalImageId, MirrorImageMode, MirrorImageState, Mirroring};
-use rbd::types::ParentSpec;
+use rbd::types::{Features, ParentSpec};
 use rbd::watch_notify::Operation;
 
 use crate::pool::Pool;
@@ -77,7 +77,8 @@ impl Session {
 
     async fn dismantle_snapshots(&mut self, global_id: &GlobalImageId, is_copy: bool) -> Result<()> {
         self.forget_resync().await?;
-        if is_copy {
+        // One that is primary and still read-only was being promoted when it was cut off.
+        if is_copy || self.header().features.has(Features::NON_PRIMARY) {
             self.promote_by_snapshot(global_id, true).await.context("cannot promote the copy first")?;
         }
         let mut mirrors: Vec<SnapId> = mirror_snapshots(self.header()).into_keys().collect();

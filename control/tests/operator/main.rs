@@ -26,6 +26,7 @@ macro_rules! run {
                     $failed += 1;
                 }
             }
+            $world.remove_pools().await.expect("pools can be removed");
         }
     )*};
 }

@@ -12,6 +12,8 @@ use tests::{ToolError, TwoClusters};
 
 /// How long something may take that waits for a daemon.
 pub const LIMIT: Duration = Duration::from_secs(120);
+/// How the names of the scenarios' pools begin.
+const POOL_PREFIX: &str = "operator-";
 /// Size of most images: a few objects.
 pub const SIZE: u64 = 24 << 20;
 
@@ -84,9 +86,20 @@ impl World {
 
     /// A new pool on both clusters.
     pub async fn new_pool(&self) -> Result<String> {
-        let pool = format!("p{:08x}", rand::random::<u32>());
+        let pool = format!("{POOL_PREFIX}{:08x}", rand::random::<u32>());
         self.clusters.create_pool(&pool).await?;
         Ok(pool)
+    }
+
+    /// Removes the pools that scenarios have made: a cluster holds only so many placement groups.
+    pub async fn remove_pools(&self) -> Result<()> {
+        for site in [&self.a, &self.b] {
+            let pools = site.cluster.pools().await?;
+            for (_, pool) in pools.iter().filter(|(_, pool)| pool.starts_with(POOL_PREFIX)) {
+                site.stock.delete_pool(pool).await?;
+            }
+        }
+        Ok(())
     }
 }
 
