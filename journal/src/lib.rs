@@ -2,4 +2,5 @@
 //! them to the copy, commit the position.
 
 pub mod event;
+pub mod replay;
 pub mod types;

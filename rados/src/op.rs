@@ -200,6 +200,9 @@ pub enum WriteSub {
     Truncate(u64),
     /// Removes the object (its clones stay).
     Remove,
+    /// Sets the object back to what it was at a snapshot: the OSD clones, and removes the head when it did not exist
+    /// then. Nothing happens when it was not changed since.
+    Rollback(SnapId),
     /// Hints the expected object and write size in bytes to the allocator.
     AllocHint {
         /// Expected object size in bytes.
