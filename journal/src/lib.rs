@@ -3,6 +3,14 @@
 #![forbid(unsafe_code)]
 
 pub mod codec;
+pub mod commit;
+pub mod entry;
 pub mod event;
 pub mod metadata;
+pub mod tail;
 pub mod types;
+pub mod watch;
+
+pub use commit::Committer;
+pub use metadata::Journal;
+pub use tail::{Batch, Entry, Tail, TailError, TailOptions, TailStart};
