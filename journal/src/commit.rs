@@ -50,13 +50,8 @@ impl Committer {
     /// Everything up to this entry, and the entry itself, has been applied and is on disk.
     pub fn safe_up_to(&mut self, position: EntryPosition) {
         let safe = self.pending.partition_point(|entry| entry.position <= position);
-        // Older ones of the same lanes would be pruned at once.
-        let width = self.journal.layout().splay_width();
-        for (index, entry) in self.pending.drain(..safe).enumerate() {
-            if (safe - index) as u64 <= width {
-                advance(&mut self.safe, entry, self.journal.layout());
-            }
-        }
+        let newest_first: Vec<ObjectPosition> = self.pending.drain(..safe).rev().collect();
+        self.safe = advanced(&self.safe, &newest_first, self.journal.layout());
     }
 
     /// Entries handed out that are not safe yet.
@@ -92,9 +87,20 @@ impl Committer {
     }
 }
 
-/// Adds the next safe entry to a position: in front, in place of the one of the same lane.
-pub(crate) fn advance(position: &mut CommitPosition, entry: ObjectPosition, layout: &JournalLayout) {
-    let lane = layout.offset_of(entry.object);
-    position.0.retain(|other| layout.offset_of(other.object) != lane);
-    position.0.insert(0, entry);
+/// A position with newer entries added, each in place of the one of its lane.
+pub(crate) fn advanced(
+    position: &CommitPosition,
+    newest_first: &[ObjectPosition],
+    layout: &JournalLayout,
+) -> CommitPosition {
+    let mut lanes: Vec<ObjectPosition> = Vec::new();
+    for entry in newest_first.iter().chain(&position.0) {
+        if lanes.len() as u64 == layout.splay_width() {
+            break;
+        }
+        if !lanes.iter().any(|other| layout.offset_of(other.object) == layout.offset_of(entry.object)) {
+            lanes.push(*entry);
+        }
+    }
+    CommitPosition(lanes)
 }

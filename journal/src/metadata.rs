@@ -379,27 +379,38 @@ impl Journal {
         tag.map(Some).map_err(from_decode).context(context())
     }
 
+    /// The number that the next tag gets.
+    pub async fn next_tag_tid(&self) -> Result<TagTid> {
+        let context = || format!("cannot read the number of the next tag of {self}");
+        let output = self.read("get_next_tag_tid", Bytes::new()).await.context(context())?;
+        Decoder::new(&output, "the next tag").u64().map(TagTid).map_err(from_decode).context(context())
+    }
+
+    /// Makes the tag of this number, unless somebody else took it or a later one: false then.
+    pub async fn try_allocate_tag(&self, tid: TagTid, class: TagClass, data: &TagData) -> Result<bool> {
+        let data = data.to_bytes();
+        match self.write("tag_create", |e| e.u64(tid.0).u64(class.0).blob(&data)).await {
+            Ok(()) => {
+                self.notify().await;
+                Ok(true)
+            }
+            Err(e) if e.is(libc::ESTALE) || e.is(libc::EEXIST) => Ok(false),
+            Err(e) => Err(e.context(format!("cannot allocate tag {} in {self}", tid.0))),
+        }
+    }
+
     /// Makes the next tag. [`TagClass::NEW`] asks for a class of its own.
     pub async fn allocate_tag(&self, class: TagClass, data: &TagData) -> Result<Tag> {
-        let context = || format!("cannot allocate a tag in {self}");
-        let data = data.to_bytes();
         for _ in 0..TAG_ATTEMPTS_MAX {
-            let output = self.read("get_next_tag_tid", Bytes::new()).await.context(context())?;
-            let tid = Decoder::new(&output, "the next tag").u64().map_err(from_decode).context(context())?;
-            match self.write("tag_create", |e| e.u64(tid).u64(class.0).blob(&data)).await {
-                Ok(()) => {
-                    self.notify().await;
-                    let made = self.tag(TagTid(tid)).await?;
-                    // Tags expire once newer ones are committed: others may have been quick.
-                    return Ok(made.unwrap_or(Tag { tid: TagTid(tid), class, data }));
-                }
-                // Somebody else took the number.
-                Err(e) if e.is(libc::ESTALE) || e.is(libc::EEXIST) => continue,
-                Err(e) => return Err(e.context(context())),
+            let tid = self.next_tag_tid().await?;
+            if self.try_allocate_tag(tid, class, data).await? {
+                let made = self.tag(tid).await?;
+                // Tags expire once newer ones are committed: others may have been quick.
+                return Ok(made.unwrap_or(Tag { tid, class, data: data.to_bytes() }));
             }
         }
-        let what = format!("{}: others took every number {TAG_ATTEMPTS_MAX} times; try again", context());
-        Err(Error::new(libc::EAGAIN, what))
+        let why = format!("others took every number {TAG_ATTEMPTS_MAX} times; try again");
+        Err(Error::new(libc::EAGAIN, format!("cannot allocate a tag in {self}: {why}")))
     }
 
     /// Tells that object sets before this one have been removed. ESTALE when it is lower than before, EINVAL when it is
