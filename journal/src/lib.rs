@@ -5,6 +5,8 @@
 pub mod bootstrap;
 pub mod codec;
 pub mod event;
+pub mod first_copy;
+pub mod image_journal;
 pub mod local_tag;
 pub mod metadata;
 pub mod types;
