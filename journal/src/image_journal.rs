@@ -7,13 +7,19 @@
 //! any lock. So a tag is only ever made right behind the one that was looked at ([`ImageJournal::follow`]); behind a
 //! promotion none is.
 //!
-//! Reference: `src/librbd/journal/OpenRequest.cc`, `src/librbd/Journal.cc` (`check_resync_requested`, `allocate_tag`).
+//! Reference: `src/librbd/journal/` (`OpenRequest.cc`, `CreateRequest.cc`, `RemoveRequest.cc`, `ResetRequest.cc`),
+//! `src/librbd/Journal.cc` (`check_resync_requested`, `allocate_tag`).
 
-use rados::{Error, Result};
+use rados::error::ResultExt;
+use rados::{Error, IoCtx, Result};
+use rbd::ImageId;
 
 use crate::bootstrap::Owner;
-use crate::metadata::Journal;
-use crate::types::{ClientData, CommitPosition, IMAGE_CLIENT_ID, Tag, TagClass, TagData, TagTid};
+use crate::metadata::{Journal, JournalLayout};
+use crate::types::{
+    ClientData, CommitPosition, IMAGE_CLIENT_ID, LOCAL_MIRROR_UUID, Tag, TagClass, TagData, TagPredecessor,
+    TagTid,
+};
 
 /// How often a tag is tried to be made before others that come first are taken for a reason to give up.
 const ATTEMPTS_MAX: u32 = 16;
@@ -34,6 +40,39 @@ pub struct ImageJournal {
 }
 
 impl ImageJournal {
+    /// Makes the journal of an image, with its first tag and the image's client. When that fails half-way, or is cut off,
+    /// what was made is to be removed.
+    pub async fn create(
+        header_ioctx: &IoCtx,
+        image: &ImageId,
+        layout: JournalLayout,
+        tag: &TagData,
+    ) -> Result<ImageJournal> {
+        let journal = Journal::create(header_ioctx, image, layout).await?;
+        let newest = journal.allocate_tag(TagClass::NEW, tag).await?;
+        let data = ClientData::Image { tag_class: newest.class, resync_requested: false };
+        journal.client_register(IMAGE_CLIENT_ID, &data).await?;
+        ImageJournal::read(&journal).await
+    }
+
+    /// Removes the journal of an image; it is no error when there is none.
+    pub async fn remove(header_ioctx: &IoCtx, image: &ImageId) -> Result<()> {
+        match Journal::open(header_ioctx, image).await.optional()? {
+            Some(journal) => journal.remove().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Replaces the journal of an image by an empty one of the same layout, in which the image is primary: it has no
+    /// history in common with any other any more.
+    pub async fn reset(header_ioctx: &IoCtx, image: &ImageId) -> Result<()> {
+        let Some(journal) = Journal::open(header_ioctx, image).await.optional()? else { return Ok(()) };
+        let layout = *journal.layout();
+        journal.remove().await?;
+        let tag = TagData { mirror_uuid: LOCAL_MIRROR_UUID.into(), predecessor: TagPredecessor::default() };
+        ImageJournal::create(header_ioctx, image, layout, &tag).await.map(drop)
+    }
+
     /// Reads it. EINVAL when it has no client of its image, or no tag: it was not made by librbd or is being made.
     pub async fn read(journal: &Journal) -> Result<ImageJournal> {
         let Some(client) = journal.client(IMAGE_CLIENT_ID).await? else {

@@ -75,6 +75,7 @@ pub async fn begin(
                 sync_point: point.name.clone(),
                 repair: held == Held::Anything,
                 copied_below: 0,
+                copied: false,
                 snap_seqs: BTreeMap::new(),
                 origin: origin.unwrap_or(Origin::Event),
             };

@@ -7,6 +7,7 @@
 //! | name of the sync point | string |
 //! | it is a repair | u8 |
 //! | all objects below this number have been copied | u64 |
+//! | the copy is complete, and what follows is replay | u8 |
 //! | remote snapshot → local one | u32 number, u64 and u64 each |
 //! | how the sync point was made | u8 0: by an owner, with an event; 1: without one |
 //! | the newest tag then, when it was made without an event | u64 |
@@ -49,6 +50,8 @@ pub struct CopyMarker {
     pub repair: bool,
     /// All objects below this number have been copied.
     pub copied_below: u64,
+    /// The copy is complete: from here on only the replay may change the image.
+    pub copied: bool,
     /// Remote user snapshot → the local one that is made of it.
     pub snap_seqs: BTreeMap<SnapId, SnapId>,
     /// How the sync point was made.
@@ -58,7 +61,8 @@ pub struct CopyMarker {
 impl Encode for CopyMarker {
     fn encode(&self, e: &mut Encoder) {
         e.versioned(1, 1, |e| {
-            e.string(&self.sync_point).bool(self.repair).u64(self.copied_below).count(self.snap_seqs.len());
+            e.string(&self.sync_point).bool(self.repair).u64(self.copied_below).bool(self.copied);
+            e.count(self.snap_seqs.len());
             for (remote, local) in &self.snap_seqs {
                 e.u64(remote.0).u64(local.0);
             }
@@ -73,20 +77,15 @@ impl Encode for CopyMarker {
 impl Decode for CopyMarker {
     fn decode(d: &mut Decoder<'_>) -> std::result::Result<Self, DecodeError> {
         d.versioned("copy marker", 1, |d, _| {
-            let (sync_point, repair, copied_below) = (d.string()?, d.bool()?, d.u64()?);
+            let (sync_point, repair, copied_below, copied) = (d.string()?, d.bool()?, d.u64()?, d.bool()?);
             let snap_seqs = d.seq(16, |d| Ok((SnapId(d.u64()?), SnapId(d.u64()?))))?;
             let origin = match d.u8()? {
                 0 => Origin::Event,
                 1 => Origin::Unowned { newest: TagTid(d.u64()?) },
                 other => return Err(d.invalid(format!("there is no origin {other}"))),
             };
-            Ok(CopyMarker {
-                sync_point,
-                repair,
-                copied_below,
-                snap_seqs: snap_seqs.into_iter().collect(),
-                origin,
-            })
+            let snap_seqs = snap_seqs.into_iter().collect();
+            Ok(CopyMarker { sync_point, repair, copied_below, copied, snap_seqs, origin })
         })
     }
 }
@@ -152,6 +151,7 @@ mod tests {
             sync_point: "point".into(),
             repair: false,
             copied_below: 5,
+            copied: false,
             snap_seqs: [(SnapId(3), SnapId(8)), (SnapId(4), SnapId(9))].into(),
             origin: Origin::Unowned { newest: TagTid(7) },
         }
@@ -189,13 +189,13 @@ mod tests {
     proptest! {
         #[test]
         fn markers_survive_their_encoding_and_nonsense_is_refused(
-            name in ".{0,20}", repair: bool, copied_below: u64, newest: Option<u64>,
+            name in ".{0,20}", repair: bool, copied_below: u64, copied: bool, newest: Option<u64>,
             seqs in proptest::collection::btree_map(any::<u64>(), any::<u64>(), 0..5),
             cut in 0_usize..64, flip in any::<(usize, u8)>(),
         ) {
             let origin = newest.map_or(Origin::Event, |newest| Origin::Unowned { newest: TagTid(newest) });
             let snap_seqs = seqs.into_iter().map(|(remote, local)| (SnapId(remote), SnapId(local))).collect();
-            let marker = CopyMarker { sync_point: name, repair, copied_below, snap_seqs, origin };
+            let marker = CopyMarker { sync_point: name, repair, copied_below, copied, snap_seqs, origin };
             let bytes = marker.to_bytes();
             prop_assert_eq!(&CopyMarker::from_bytes(&bytes, "marker").unwrap(), &marker);
             let cut = cut.min(bytes.len() - 1);
