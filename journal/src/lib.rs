@@ -2,10 +2,14 @@
 //! them to the copy, commit the position.
 #![forbid(unsafe_code)]
 
+pub mod bootstrap;
 pub mod codec;
 pub mod commit;
 pub mod entry;
 pub mod event;
+pub mod first_copy;
+pub mod image_journal;
+pub mod local_tag;
 pub mod metadata;
 pub mod tail;
 pub mod types;
