@@ -221,7 +221,8 @@ impl Sim {
             self.requests.push(Request::Read(read, None));
         }
         let asking = self.requests.iter().any(|request| matches!(request, Request::Metadata(..)));
-        if !asking && (self.order.needs_metadata(false) || (poll && self.rng.random_bool(self.metadata_rate))) {
+        if !asking && (self.order.needs_metadata(false) || (poll && self.rng.random_bool(self.metadata_rate)))
+        {
             let asked = self.order.begin_metadata();
             self.requests.push(Request::Metadata(asked, self.order.tag(), None));
         }

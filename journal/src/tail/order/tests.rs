@@ -7,6 +7,8 @@ use rand::Rng;
 
 use super::sim::Sim;
 use super::*;
+use crate::entry::RawEntry;
+use crate::types::{CommitPosition, ObjectPosition};
 
 /// A journal after so many steps, whose reader has then read all there is.
 fn after_steps(seed: u64, steps: usize) -> Sim {
@@ -63,12 +65,60 @@ proptest! {
                 prop_assert!(object.starts_with("data."));
             }
             Some(TailError::Corrupt { object, .. }) => {
-                prop_assert_eq!(Some(object), damaged.clone().map(|object| format!("data.{object}")))
+                prop_assert_eq!(Some(object), damaged.map(|object| format!("data.{object}")))
             }
             Some(TailError::TooFarBehind { position, .. }) => prop_assert_eq!(Some(position), lost),
             Some(other) => prop_assert!(false, "{other}"),
         }
     }
+}
+
+/// One lane; entry 0 of tag 1 was committed by the reader.
+fn behind_first_entry() -> Order {
+    let layout = JournalLayout { order: 12, splay_width: 1, pool: None };
+    let position = EntryPosition { tag: TagTid(1), entry: EntryTid(0) };
+    let committed = ObjectPosition { object: JournalObject(0), position };
+    let start = TailStart::After(CommitPosition(vec![committed]));
+    let sizes = ReadSizes { poll: 256, max: 2048 };
+    Order::new(layout, "data.".to_string(), start, sizes, 6000, Knowledge::default())
+}
+
+/// Answers the read of the only lane with entries of the given tags and numbers.
+fn answer(order: &mut Order, entries: &[(u64, u64)]) {
+    let read = order.poll();
+    let encoded = entries.iter().flat_map(|(tag, entry)| {
+        let position = EntryPosition { tag: TagTid(*tag), entry: EntryTid(*entry) };
+        RawEntry { position, data: Bytes::from_static(b"data") }.encode()
+    });
+    order.absorb_read(read, Some(encoded.collect::<Vec<u8>>().into()));
+}
+
+fn tell(order: &mut Order, tags: &[(u64, (u64, u64))]) {
+    let at = |(tag, entry)| EntryPosition { tag: TagTid(tag), entry: EntryTid(entry) };
+    let tags = tags.iter().map(|(tag, end)| (TagTid(*tag), Some(at(*end)))).collect();
+    let asked = order.begin_metadata();
+    order.absorb_metadata(asked, Knowledge { tags, ..Knowledge::default() });
+}
+
+/// A whole tag is gone between two. The reader knows only once the metadata tell of the newest one.
+#[test]
+fn lost_tags_are_missed() {
+    let mut order = behind_first_entry();
+    tell(&mut order, &[(2, (1, 0))]);
+    answer(&mut order, &[(1, 0)]);
+    assert_eq!(order.take(1000), (vec![], None));
+    assert!(!order.needs_metadata(false), "tag 1 is over, and tag 2 has no entry yet");
+    let read = order.poll();
+    let newest =
+        RawEntry { position: EntryPosition { tag: TagTid(3), entry: EntryTid(0) }, data: Bytes::new() };
+    order.absorb_read(read, Some(newest.encode()));
+    assert_eq!(order.take(1000), (vec![], None));
+    assert!(order.needs_metadata(false), "tag 3 is there: has tag 2 any entries?");
+    tell(&mut order, &[(2, (1, 0)), (3, (2, 5))]);
+    let (entries, fault) = order.take(1000);
+    assert_eq!(entries, []);
+    let Some(TailError::Missing { object, position, .. }) = fault else { panic!("{fault:?}") };
+    assert_eq!((object.as_str(), position), ("data.0", EntryPosition { tag: TagTid(2), entry: EntryTid(0) }));
 }
 
 /// Spoils, cuts or removes some object; answers with its number.
