@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tests::image::RandomWrites;
+use tests::stamped::{Pattern, Writing, stamps_of};
 use tests::two_clusters::Direction;
 use tests::{
     Cluster, ClusterOptions, Comparison, DaemonKind, Extents, MirrorDaemon, MirrorDaemonOptions, OsdEnd,
-    TwoClusters, compare, compare_sparse,
+    StampedWriter, TwoClusters, compare, compare_sparse,
 };
 
 const MIB: u64 = 1 << 20;
@@ -25,6 +26,7 @@ async fn the_harness_holds_what_it_promises() -> Result<()> {
     step("compare", images_are_told_apart(&clusters)).await?;
     step("workloads", workloads_do_what_they_say(&clusters.a)).await?;
     step("namespaces and striping", odd_images_compare(&clusters)).await?;
+    step("stamped writes", a_stamped_writer_writes_what_its_seed_says(&clusters.a)).await?;
     step("osd", an_osd_goes_and_comes_back(&clusters.a)).await?;
     step("freeze, restart, blocklist", the_cluster_can_be_disturbed(&clusters.b)).await?;
     step("Ceph's rbd-mirror", cephs_daemon_mirrors(&clusters)).await?;
@@ -151,6 +153,22 @@ async fn workloads_do_what_they_say(a: &Cluster) -> Result<()> {
     assert!(a.rbd_json(&["info", "rbd/child"]).await?["parent"].is_null());
     a.rbd(&["rm", "--no-progress", "rbd/second"]).await?;
     a.snap_remove("rbd/work@two").await.map_err(Into::into)
+}
+
+async fn a_stamped_writer_writes_what_its_seed_says(a: &Cluster) -> Result<()> {
+    const LIMIT: Duration = Duration::from_secs(60);
+    let pattern = Pattern { seed: 3, blocks: 1024, batch_min: 1, batch_max: 40, discards: 2 };
+    let writing = Writing { pattern, depth: 8, snap_every: 10, batches: 0 };
+    a.create_image("rbd/stamped", 4 * MIB, &[]).await?;
+    let mut writer = StampedWriter::start(a, "rbd/stamped", &writing)?;
+    writer.reach(25, LIMIT).await?;
+    let batch = writer.stop(LIMIT).await?;
+    let image = stamps_of(&a.read("rbd/stamped").await?)?;
+    assert!(image == pattern.stamps_after(batch), "the image is not in the state behind batch {batch}");
+    assert!([batch, batch + 1].contains(&pattern.batch_of(&image, batch + 1)?));
+    let snapshot = stamps_of(&a.read("rbd/stamped@batch-20").await?)?;
+    assert!(snapshot == pattern.stamps_after(20), "the snapshot is not of batch 20");
+    Ok(())
 }
 
 async fn odd_images_compare(clusters: &TwoClusters) -> Result<()> {
