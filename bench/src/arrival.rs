@@ -140,6 +140,25 @@ async fn look(
     Ok(complete)
 }
 
+/// How many of the first probes the head of a copy holds. Answers when it holds all of them, when the image is no longer
+/// the one of its name, or after `limit`.
+pub async fn probes_held(image: &Image, probes: &[Probe], limit: Duration) -> Result<usize> {
+    let started = Instant::now();
+    let mut seen = 0;
+    while let Some(probe) = probes.get(seen) {
+        if holds(image, probe).await? {
+            seen += 1;
+            continue;
+        }
+        let id = directory::directory_id_of(image.header_ioctx(), image.name()).await?;
+        if id.as_ref() != Some(image.id()) || started.elapsed() > limit {
+            break;
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+    Ok(seen)
+}
+
 async fn holds(image: &Image, probe: &Probe) -> rados::Result<bool> {
     let (object, offset) = image.layout().locate(probe.offset);
     let extent = Extent::new(offset, probe.bytes.len() as u64);

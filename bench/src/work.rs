@@ -32,12 +32,18 @@ pub struct Written {
     pub probes: Vec<Probe>,
 }
 
-/// Makes an image of the primary's cluster full of random bytes, unless it is there; the last block of every object
-/// out of [`PROBES`] is a probe.
-pub async fn full_image(ground: &Ground, name: &str, bytes: u64, seed: u64) -> Result<Written> {
+/// Makes an image of the primary's cluster full of random bytes, unless it is there, with more arguments for `rbd
+/// create`; the last block of every object out of [`PROBES`] is a probe.
+pub async fn full_image(
+    ground: &Ground,
+    name: &str,
+    bytes: u64,
+    seed: u64,
+    args: &[&str],
+) -> Result<Written> {
     let content = seeded_bytes(seed, bytes as usize);
     if directory::directory_id_of(&ground.primary, name).await?.is_none() {
-        ground.a().create_image(&spec(name), bytes, &[]).await?;
+        ground.a().create_image(&spec(name), bytes, args).await?;
         let objects = content.chunks(OBJECT_BYTES as usize).zip(0..);
         let extents =
             objects.fold(Extents::default(), |e, (data, object)| e.write(object * OBJECT_BYTES, data));
@@ -53,17 +59,17 @@ pub async fn full_image(ground: &Ground, name: &str, bytes: u64, seed: u64) -> R
     Ok(Written { image: name.to_owned(), probes: ends.map(probe).collect() })
 }
 
-/// Writes `count` random blocks of 4 KiB, no two to the same place, within the first `within` bytes.
-pub fn random_blocks(count: u64, within: u64) -> (Extents, Vec<Probe>) {
+/// Writes `count` random blocks of `block` bytes, no two to the same place, within the first `within` bytes.
+pub fn random_blocks(count: u64, block: u64, within: u64) -> (Extents, Vec<Probe>) {
     let mut random = StdRng::from_os_rng();
     let mut offsets = BTreeSet::new();
-    while (offsets.len() as u64) < count.min(within / BLOCK_BYTES) {
-        offsets.insert(random.random_range(0..within / BLOCK_BYTES) * BLOCK_BYTES);
+    while (offsets.len() as u64) < count.min(within / block) {
+        offsets.insert(random.random_range(0..within / block) * block);
     }
     let (mut extents, mut probes) = (Extents::default(), Vec::new());
     let step = (count / PROBES).max(1) as usize;
     for (index, offset) in offsets.into_iter().enumerate() {
-        let mut bytes = vec![0; BLOCK_BYTES as usize];
+        let mut bytes = vec![0; block as usize];
         random.fill_bytes(&mut bytes);
         extents = extents.write(offset, &bytes);
         if index % step == 0 {
@@ -76,7 +82,7 @@ pub fn random_blocks(count: u64, within: u64) -> (Extents, Vec<Probe>) {
 
 /// Writes random blocks to a primary image.
 pub async fn write_blocks(ground: &Ground, image: &str, count: u64, within: u64) -> Result<Written> {
-    let (extents, probes) = random_blocks(count, within);
+    let (extents, probes) = random_blocks(count, BLOCK_BYTES, within);
     ground.a().apply(&spec(image), extents).await?;
     Ok(Written { image: image.to_owned(), probes })
 }

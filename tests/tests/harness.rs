@@ -158,7 +158,7 @@ async fn workloads_do_what_they_say(a: &Cluster) -> Result<()> {
 async fn a_stamped_writer_writes_what_its_seed_says(a: &Cluster) -> Result<()> {
     const LIMIT: Duration = Duration::from_secs(60);
     let pattern = Pattern { seed: 3, blocks: 1024, batch_min: 1, batch_max: 40, discards: 2 };
-    let writing = Writing { pattern, depth: 8, snap_every: 10, batches: 0 };
+    let writing = Writing { pattern, depth: 8, snap_every: 10, batches: 0, pause: Duration::ZERO };
     a.create_image("rbd/stamped", 4 * MIB, &[]).await?;
     let mut writer = StampedWriter::start(a, "rbd/stamped", &writing)?;
     writer.reach(25, LIMIT).await?;

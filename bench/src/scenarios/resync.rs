@@ -25,7 +25,7 @@ const BYTES: u64 = 512 << 20;
 
 /// Runs it.
 pub async fn run(ground: &Ground, results: &mut Results) -> Result<()> {
-    let written = full_image(ground, IMAGE, BYTES, 99).await?;
+    let written = full_image(ground, IMAGE, BYTES, 99, &[]).await?;
     let mut mirrored = false;
     for who in Who::alternate(ground.repetitions(2, 1)) {
         let turn = Turn::begin(ground, who).await?;
@@ -47,7 +47,7 @@ pub async fn run(ground: &Ground, results: &mut Results) -> Result<()> {
 
 /// Writes to one percent of the copy; gives what the blocks should hold.
 async fn go_astray(ground: &Ground) -> Result<Vec<Probe>> {
-    let (extents, wrong) = random_blocks(BYTES / BLOCK_BYTES / 100, BYTES);
+    let (extents, wrong) = random_blocks(BYTES / BLOCK_BYTES / 100, BLOCK_BYTES, BYTES);
     let image = spec(IMAGE);
     ground.b().rbd(&["mirror", "image", "promote", "--force", &image]).await?;
     ground.b().apply(&image, extents).await?;

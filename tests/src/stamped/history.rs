@@ -76,6 +76,12 @@ impl Pattern {
         stamps
     }
 
+    /// What each batch writes, from the first on, without an end: for each block its stamp, 0 for a discard.
+    pub fn batches(&self) -> impl Iterator<Item = BTreeMap<u64, u64>> + use<> {
+        let mut batches = Batches::new(*self);
+        std::iter::repeat_with(move || batches.next())
+    }
+
     /// The number of operations in the first `batches` batches.
     pub fn operations(&self, batches: u64) -> u64 {
         let mut all = Batches::new(*self);

@@ -33,6 +33,8 @@ pub struct Writing {
     pub snap_every: u64,
     /// After how many batches it ends; 0 for never.
     pub batches: u64,
+    /// How long it rests behind each batch.
+    pub pause: Duration,
 }
 
 /// A running writer; dropping it kills it.
@@ -46,11 +48,12 @@ impl StampedWriter {
     /// Starts to write to `pool/image`.
     pub fn start(cluster: &Cluster, image: &str, writing: &Writing) -> Result<Self> {
         let (pool, name) = image.split_once('/').context("the image is to be given as pool/image")?;
-        let Writing { pattern, depth, snap_every, batches } = writing;
+        let Writing { pattern, depth, snap_every, batches, pause } = writing;
         let mut arguments = serde_json::to_value(pattern)?;
         let rest = json!({
             "conf": cluster.conf_path(), "pool": pool, "image": name,
             "depth": depth, "snap_every": snap_every, "batches": batches,
+            "pause_s": pause.as_secs_f64(),
         });
         if let (Some(all), Some(rest)) = (arguments.as_object_mut(), rest.as_object()) {
             all.extend(rest.clone());
@@ -90,8 +93,8 @@ impl StampedWriter {
     pub async fn reach(&mut self, number: u64, limit: Duration) -> Result<()> {
         let mut durable = self.durable.clone();
         let reached = tokio::time::timeout(limit, durable.wait_for(|batch| *batch >= number)).await;
-        match reached {
-            Ok(Ok(_)) => Ok(()),
+        match reached.map(|reached| reached.map(drop)) {
+            Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => bail!("the writer ended at batch {}: {}", self.batch(), self.complaint().await),
             Err(_) => bail!("the writer is at batch {}, not {number}, after {limit:?}", self.batch()),
         }

@@ -6,6 +6,7 @@ Prints "batch N" when batch N is durable. Ends behind the current batch when its
 import json
 import sys
 import threading
+import time
 
 import rados
 import rbd
@@ -77,6 +78,7 @@ def main():
         if p["snap_every"] and number % p["snap_every"] == 0:
             image.create_snap("batch-%d" % number)
         print("batch", number, flush=True)
+        time.sleep(p["pause_s"])
     image.close()
     if failures:
         sys.exit("a write failed with errno %d" % -failures[0])
