@@ -87,6 +87,14 @@ pub async fn write_blocks(ground: &Ground, image: &str, count: u64, within: u64)
     Ok(Written { image: image.to_owned(), probes })
 }
 
+/// Writes one random block of 4 KiB at `offset` to a primary image.
+pub async fn write_block_at(ground: &Ground, image: &str, offset: u64) -> Result<Written> {
+    let mut bytes = vec![0; BLOCK_BYTES as usize];
+    StdRng::from_os_rng().fill_bytes(&mut bytes);
+    ground.a().apply(&spec(image), Extents::default().write(offset, &bytes)).await?;
+    Ok(Written { image: image.to_owned(), probes: vec![Probe { offset, bytes }] })
+}
+
 /// Writes one block to the sentinel image, which is made and mirrored when it is not there.
 pub async fn sentinel(ground: &Ground) -> Result<Written> {
     if directory::directory_id_of(&ground.primary, SENTINEL).await?.is_none() {

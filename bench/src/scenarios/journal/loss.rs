@@ -42,7 +42,8 @@ pub async fn run(ground: &Ground, results: &mut Results) -> Result<()> {
         turn.kill().await?;
         let killed = Instant::now();
         writer.stop(SMALL_LIMIT).await?;
-        let stamps = stamps_of(&ground.b().read(&spec(IMAGE)).await?)?;
+        let copy = ground.b().read(&spec(IMAGE)).await?;
+        let stamps = stamps_of(&copy[..BYTES as usize])?;
         let durable = |since: Option<Duration>| {
             let before = |at: &Instant| since.is_some_and(|since| *at + since < killed);
             let first = log.iter().rev().find(|(_, at)| before(at)).map_or(0, |(batch, _)| *batch);

@@ -19,19 +19,19 @@ pub use single_writes::run as single_writes;
 use crate::arrival::{self, LOOK_INTERVAL, Probe};
 use crate::ground::{Ground, spec};
 use crate::turn::{LARGE_LIMIT, Turn};
-use crate::work::write_blocks;
+use crate::work::{BLOCK_BYTES, write_block_at};
 
 /// What `rbd create` is told for a journalled image.
 const JOURNALLED: &[&str] = &["--image-feature", "layering,exclusive-lock,object-map,fast-diff,journaling"];
 
 /// Makes an empty journalled image and mirrors it, unless it is there; then waits until the copy follows: a block that is
-/// written now arrives.
+/// written now, behind the first `bytes` of the image, arrives.
 async fn followed(ground: &Ground, turn: &Turn<'_>, image: &str, bytes: u64) -> Result<()> {
     if directory::directory_id_of(&ground.primary, image).await?.is_none() {
-        ground.a().create_image(&spec(image), bytes, JOURNALLED).await?;
+        ground.a().create_image(&spec(image), bytes + BLOCK_BYTES, JOURNALLED).await?;
         ground.a().rbd(&["mirror", "image", "enable", &spec(image), "journal"]).await?;
     }
-    let written = write_blocks(ground, image, 1, bytes).await?;
+    let written = write_block_at(ground, image, bytes).await?;
     turn.explain(current(ground, image, &written.probes, LARGE_LIMIT).await)?;
     Ok(())
 }
