@@ -59,6 +59,28 @@ pub async fn full_image(
     Ok(Written { image: name.to_owned(), probes: ends.map(probe).collect() })
 }
 
+/// How many of the last writes of a burst are probes: more than the stock tools have in flight.
+const LAST: usize = 64;
+
+/// Writes `count` random blocks of `block` bytes, no two to the same place, within the first `within` bytes; the probes
+/// are the last ones.
+pub fn burst(count: u64, block: u64, within: u64) -> (Extents, Vec<Probe>) {
+    let mut random = StdRng::from_os_rng();
+    let places = (within / block) as usize;
+    let blocks = rand::seq::index::sample(&mut random, places, places.min(count as usize));
+    let (mut extents, mut probes) = (Extents::default(), Vec::new());
+    for (index, place) in blocks.into_iter().enumerate() {
+        let mut bytes = vec![0; block as usize];
+        random.fill_bytes(&mut bytes);
+        extents = extents.write(place as u64 * block, &bytes);
+        if index + LAST >= count as usize {
+            probes.push(Probe { offset: place as u64 * block, bytes });
+        }
+    }
+    probes.reverse();
+    (extents, probes)
+}
+
 /// Writes `count` random blocks of `block` bytes, no two to the same place, within the first `within` bytes.
 pub fn random_blocks(count: u64, block: u64, within: u64) -> (Extents, Vec<Probe>) {
     let mut random = StdRng::from_os_rng();
