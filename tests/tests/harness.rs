@@ -1,16 +1,19 @@
 //! Proves the harness on real clusters: what it starts works, what it compares is told apart, what it ends is gone, and
 //! Ceph's own daemon mirrors through it.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tests::image::RandomWrites;
+use tests::process::Identity;
 use tests::stamped::{Pattern, Writing, stamps_of};
 use tests::two_clusters::Direction;
 use tests::{
     Cluster, ClusterOptions, Comparison, DaemonKind, Extents, MirrorDaemon, MirrorDaemonOptions, OsdEnd,
     StampedWriter, TwoClusters, compare, compare_sparse,
 };
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 const MIB: u64 = 1 << 20;
 
@@ -37,6 +40,68 @@ async fn the_harness_holds_what_it_promises() -> Result<()> {
     drop(clusters);
     assert!(!folder.exists(), "{} is still there", folder.display());
     Ok(())
+}
+
+/// However a test run ends, nothing that it has started goes on: not the clusters, not a daemon that was started again
+/// through another handle and from a thread that has ended since, not a tool. The folder goes, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_outlives_a_killed_test_run() -> Result<()> {
+    let mut run = tokio::process::Command::new(std::env::current_exe()?)
+        .args(["--ignored", "--exact", "--nocapture", "a_test_run_that_waits_to_be_killed"])
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut lines = BufReader::new(run.stdout.take().context("its output is a pipe")?).lines();
+    let told = async {
+        loop {
+            let line = lines.next_line().await?.context("the run ended by itself")?;
+            if let Some((_, told)) = line.split_once(READY) {
+                break anyhow::Ok(serde_json::from_str::<(PathBuf, Identity)>(told)?);
+            }
+        }
+    };
+    let (folder, tool) = tokio::time::timeout(Duration::from_secs(120), told).await??;
+    let mut processes = vec![("the tool".to_owned(), tool)];
+    for cluster in TwoClusters::attach(&folder)?.both() {
+        processes.extend(cluster.daemons()?.into_iter().map(|(name, identity, _)| (name, identity)));
+    }
+    assert_eq!(processes.len(), 7);
+    for (name, identity) in &processes {
+        assert!(identity.alive(), "{name} doesn't run");
+    }
+    run.kill().await?;
+    for (name, identity) in &processes {
+        assert!(identity.ended_within(Duration::from_secs(20)).await, "{name} still runs");
+    }
+    tests::wait::until("the folder to go", Duration::from_secs(20), || async {
+        Ok((!folder.exists()).then_some(()))
+    })
+    .await
+}
+
+/// What the run that is killed says when everything is in place; the rest of the line tells what.
+const READY: &str = "ready to be killed: ";
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by the test that kills it"]
+async fn a_test_run_that_waits_to_be_killed() -> Result<()> {
+    let clusters = TwoClusters::start_temporary(&ClusterOptions::default()).await?;
+    let folder = clusters.folder().to_owned();
+    let restart = |folder: PathBuf| {
+        tokio::runtime::Runtime::new()?.block_on(async {
+            let attached = TwoClusters::attach(&folder)?;
+            attached.b.osd_stop(0, OsdEnd::Kill).await?;
+            attached.b.osd_start(0).await
+        })
+    };
+    let attached = folder.clone();
+    let restarted = std::thread::spawn(move || restart(attached)).join();
+    restarted.expect("the thread that starts an OSD again ends in order")?;
+    let tool = clusters.a.tool("ceph").arg("--watch").start()?;
+    let pid = tool.id().context("the tool runs")?.cast_signed();
+    let tool = Identity::of_running(pid, "--watch")?;
+    println!("{READY}{}", serde_json::to_string(&(folder, tool))?);
+    std::future::pending().await
 }
 
 async fn step(name: &str, doing: impl Future<Output = Result<()>>) -> Result<()> {
