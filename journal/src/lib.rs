@@ -4,7 +4,17 @@
 
 pub mod bootstrap;
 pub mod codec;
+pub mod commit;
+pub mod entry;
 pub mod event;
+pub mod first_copy;
+pub mod image_journal;
 pub mod local_tag;
 pub mod metadata;
+pub mod tail;
 pub mod types;
+pub mod watch;
+
+pub use commit::Committer;
+pub use metadata::Journal;
+pub use tail::{Batch, Entry, Tail, TailError, TailOptions, TailStart};
