@@ -19,6 +19,7 @@ pub mod mirroring;
 pub mod object_map;
 pub mod read;
 pub mod remove;
+pub mod rollback;
 pub mod snapshots;
 pub mod trash;
 pub mod types;

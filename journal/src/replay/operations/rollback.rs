@@ -6,6 +6,9 @@
 //! librbd copies the snapshot's object map to the head. Here the head's map says of each object that was touched that it
 //! was written since the newest snapshot, which is what happened to it, and before it is touched that it may exist.
 //!
+//! This is not [`rbd::rollback`], which promotion uses: that one gives a clone that was shrunk the overlap with its parent
+//! back, as the snapshot had it. librbd does not, and the copy is to be what librbd made of the primary.
+//!
 //! Reference: `src/librbd/operation/SnapshotRollbackRequest.cc`.
 
 use futures::future::try_join_all;
