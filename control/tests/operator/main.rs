@@ -2,6 +2,7 @@
 //!
 //! All scenarios share the clusters, because starting them takes longer than they do; each makes pools of its own.
 
+mod copies;
 mod picture;
 mod twins;
 mod world;
@@ -34,7 +35,17 @@ fn main() -> ExitCode {
     let failed = runtime.block_on(async {
         let world = World::start().await.expect("two clusters");
         let mut failed = 0;
-        run!(world, failed, filter, [twins::a_life_in_snapshot_mode]);
+        run!(
+            world,
+            failed,
+            filter,
+            [
+                twins::a_life_in_snapshot_mode,
+                copies::a_planned_failover,
+                copies::a_forced_failover,
+                copies::a_half_copied_delta_is_undone,
+            ]
+        );
         failed
     });
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }

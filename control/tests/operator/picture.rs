@@ -176,6 +176,10 @@ async fn objects(image: &Image, names: &Names, picture: &mut Picture) -> Result<
     let map = format!("rbd_object_map.{}", image.id());
     let state = format!("rbd_mirror_snapshot.{}.", image.id());
     for object in ioctx.list_objects().await?.into_iter().filter(|object| object.contains(&image.id().0)) {
+        // What is left of an object for its snapshots goes when the OSD gets round to it.
+        if object.starts_with(image.object_prefix()) && ioctx.stat(&object).await.is_err() {
+            continue;
+        }
         let mut place = names.text(&object);
         if let Some(hex) = object.strip_prefix(&format!("{map}.")) {
             place = format!("object map {}", names.snap(SnapId(u64::from_str_radix(hex, 16)?)));
