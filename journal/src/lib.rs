@@ -11,6 +11,7 @@ pub mod first_copy;
 pub mod image_journal;
 pub mod local_tag;
 pub mod metadata;
+pub mod replay;
 pub mod tail;
 pub mod types;
 pub mod watch;
