@@ -270,7 +270,9 @@ async fn local_parent(
     let local_id = local_id.ok_or_else(|| missing(format!("parent image {} has no copy yet", spec.image)))?;
     let parent = open(&local_parents, &local_id).await?;
     let parent = parent.ok_or_else(|| missing(format!("the copy of parent image {} is gone", spec.image)))?;
-    if mirror.mode == MirrorImageMode::Journal && is_being_copied(&local_parents, &remote_parents, spec).await? {
+    if mirror.mode == MirrorImageMode::Journal
+        && is_being_copied(&local_parents, &remote_parents, spec).await?
+    {
         return Err(missing(format!("the copy of parent image {} is being made", spec.image)));
     }
     let snap = local_parent_snapshot(&parent.header, &remote_parents, spec).await?;
@@ -283,8 +285,12 @@ async fn local_parent(
 
 /// True while the local copy of a parent in journal mode is being made: its snapshots may not be whole yet.
 async fn is_being_copied(local_parents: &IoCtx, remote_parents: &IoCtx, spec: &ParentSpec) -> Result<bool> {
-    let Some(uuid) = Mirroring::new(&local_parents.with_namespace("")).uuid().await? else { return Ok(false) };
-    let Some(journal) = Journal::open(remote_parents, &spec.image).await.optional()? else { return Ok(false) };
+    let Some(uuid) = Mirroring::new(&local_parents.with_namespace("")).uuid().await? else {
+        return Ok(false);
+    };
+    let Some(journal) = Journal::open(remote_parents, &spec.image).await.optional()? else {
+        return Ok(false);
+    };
     let Some(client) = journal.client(&uuid).await? else { return Ok(false) };
     let data = client.client_data().map_err(Error::from)?;
     Ok(matches!(data, ClientData::MirrorPeer(peer) if peer.state == MirrorPeerState::Syncing))

@@ -22,9 +22,10 @@ pub async fn find_event(
         // What cannot be understood is for the replay to tell.
         let event = EventEntry::decode(&entry.data).map(|entry| entry.event);
         match event {
-            Ok(Event::Op { op: Op::SnapCreate { namespace: SnapshotNamespace::User, name: created, .. }, .. })
-                if created == name =>
-            {
+            Ok(Event::Op {
+                op: Op::SnapCreate { namespace: SnapshotNamespace::User, name: created, .. },
+                ..
+            }) if created == name => {
                 found = Some(entry.position);
                 ControlFlow::Break(())
             }

@@ -70,7 +70,9 @@ impl Commits {
     pub(super) async fn flush(&self) -> Result<()> {
         let (answer, answered) = oneshot::channel();
         self.send(Message::Flush(answer));
-        answered.await.unwrap_or_else(|_| Err(Error::new(libc::ECANCELED, "the commit position is not stored")))
+        answered
+            .await
+            .unwrap_or_else(|_| Err(Error::new(libc::ECANCELED, "the commit position is not stored")))
     }
 
     fn send(&self, message: Message) {

@@ -185,7 +185,8 @@ impl Session<'_> {
             Some(snapshot) if snapshot.id == end => Ok(end),
             _ => {
                 let name = self.remote.image.image.name();
-                let what = format!("cannot complete the copy of '{name}': its sync point was removed meanwhile");
+                let what =
+                    format!("cannot complete the copy of '{name}': its sync point was removed meanwhile");
                 Err(Error::new(libc::EAGAIN, what))
             }
         }
@@ -267,8 +268,11 @@ impl Session<'_> {
         let pair = Pair { local: &self.local.image, remote: &self.remote.image };
         let maps = local_maps::load(pair.local, &begun.steps).await?;
         let end = begun.steps.remote_ends().last().copied().unwrap_or(SnapId::HEAD);
-        let mut visits =
-            if begun.marker.repair { Visits::all(pair.objects_max()) } else { pair.visits(None, end).await? };
+        let mut visits = if begun.marker.repair {
+            Visits::all(pair.objects_max())
+        } else {
+            pair.visits(None, end).await?
+        };
         if let (Some(maps), true) = (&maps, begun.resumed) {
             visits = visits.with_changed(maps.head());
         }

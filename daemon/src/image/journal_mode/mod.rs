@@ -3,11 +3,13 @@
 //! What is to be done is decided by [`journal::bootstrap`] from both journals, again and again: whenever one of them, or
 //! anything else about the pair, changes.
 
+mod commits;
 mod copy;
 mod primary;
 mod replay;
 mod session;
 mod status;
+mod tidy;
 
 use std::time::Duration;
 
@@ -15,9 +17,7 @@ use journal::Journal;
 use journal::bootstrap::Owner;
 use journal::image_journal::ImageJournal;
 use journal::metadata::JournalLayout;
-use journal::types::{
-    ClientData, LOCAL_MIRROR_UUID, MirrorPeer, MirrorPeerState, ORPHAN_MIRROR_UUID, TagData, TagPredecessor,
-};
+use journal::types::{ClientData, MirrorPeer, MirrorPeerState, TagData, TagPredecessor};
 use rados::error::ResultExt;
 use rados::{Error, Result, SnapId};
 use rbd::ImageId;
@@ -41,7 +41,8 @@ impl Journalled {
     async fn open(ioctx: &rados::IoCtx, id: &ImageId) -> Result<Option<Journalled>> {
         let Some(image) = bootstrap::open(ioctx, id).await? else { return Ok(None) };
         let Some(journal) = Journal::open(ioctx, id).await.optional()? else {
-            let what = format!("image '{}' does not support journaling: it has no journal", image.image.name());
+            let what =
+                format!("image '{}' does not support journaling: it has no journal", image.image.name());
             return Err(Error::new(libc::EINVAL, what));
         };
         Ok(Some(Journalled { journal: ImageJournal::read(&journal).await?, image }))

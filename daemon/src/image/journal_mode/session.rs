@@ -16,11 +16,11 @@ use journal::types::{
     Client, ClientData, ClientState, IMAGE_CLIENT_ID, MirrorPeer, MirrorPeerState, TagData, TagTid,
 };
 use journal::watch::{JournalEvent, JournalWatch};
-use rados::error::ResultExt;
 use rados::{ErrorClass, Result};
 use rbd::Features;
 use rbd::exclusive_lock::{ExclusiveLock, LockOptions, LockReport, LockState, RequestPolicy};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use super::{Journalled, yet_to_be_copied};
 use crate::image::{ImageContext, bootstrap};
@@ -70,6 +70,8 @@ pub(super) struct Session<'a> {
     pub(super) lock_report: watch::Receiver<LockReport>,
     pub(super) own_watch: JournalWatch,
     pub(super) their_watch: JournalWatch,
+    /// The removal of sync points of the remote image.
+    pub(super) tidying: Option<JoinHandle<Result<()>>>,
 }
 
 impl<'a> Session<'a> {
@@ -93,6 +95,7 @@ impl<'a> Session<'a> {
             lock,
             own_watch,
             their_watch,
+            tidying: None,
             local,
             remote,
             ctx,
@@ -102,12 +105,13 @@ impl<'a> Session<'a> {
     /// Follows the pair. The session is closed when this returns, whatever it returns.
     pub(super) async fn run(mut self) -> Result<End> {
         let end = self.follow().await;
+        if let Some(task) = self.tidying.take() {
+            // It is taken up again by whoever follows the image next.
+            task.abort();
+        }
         let id = self.local.image.image.id().clone();
-        let closed = [
-            self.lock.close().await,
-            self.own_watch.unregister().await,
-            self.their_watch.unregister().await,
-        ];
+        let closed =
+            [self.lock.close().await, self.own_watch.unregister().await, self.their_watch.unregister().await];
         for error in closed.into_iter().filter_map(Result::err) {
             tracing::debug!(image = %id, "cannot close an image in order: {error}");
         }

@@ -33,7 +33,8 @@ async fn first_copies_of_all_shapes_while_a_writer_runs() -> Result<()> {
         let (spec, seed) = (stage.spec(name), seed as u64);
         a.apply(&spec, Extents::default().fill(0, 20 * MIB, seed)).await?;
         a.snap_create(&format!("{spec}@first")).await?;
-        a.apply(&spec, Extents::default().random(&scattered(seed, 200, 0..SIZE)).zeroes(3 * MIB, 9 * MIB)).await?;
+        a.apply(&spec, Extents::default().random(&scattered(seed, 200, 0..SIZE)).zeroes(3 * MIB, 9 * MIB))
+            .await?;
         a.resize(&spec, 24 * MIB + 5000).await?;
         a.snap_create(&format!("{spec}@second")).await?;
         a.resize(&spec, SIZE).await?;
@@ -45,7 +46,8 @@ async fn first_copies_of_all_shapes_while_a_writer_runs() -> Result<()> {
         stage.enable_journal(name).await?;
     }
     let spec = stage.spec("plain");
-    let writer = a.tool("rbd").args(["bench", "--io-type", "write", "--io-pattern", "rand", "--io-size", "4K"]);
+    let writer =
+        a.tool("rbd").args(["bench", "--io-type", "write", "--io-pattern", "rand", "--io-size", "4K"]);
     let writer = writer.args(["--io-total", "24M", "--io-threads", "4", &spec]);
     let mut daemon = stage.daemon(b).await?;
     let (wrote, copied) = tokio::join!(writer.run(), stage.state(b, "plain", "up+replaying"));

@@ -18,13 +18,15 @@ async fn killed_at_any_instant() -> Result<()> {
     let (a, b) = (&stage.clusters.a, &stage.clusters.b);
     let bare = ["--image-feature", "exclusive-lock,journaling"];
     let small = [&journaling()[..], &["--object-size", "1M"]].concat();
-    let images: [(&str, &[&str]); 3] = [("maps", &journaling()), ("no-maps", &bare), ("small-objects", &small)];
+    let images: [(&str, &[&str]); 3] =
+        [("maps", &journaling()), ("no-maps", &bare), ("small-objects", &small)];
     for (name, args) in images {
         let spec = stage.spec(name);
         a.create_image(&spec, SIZE, args).await?;
         a.apply(&spec, Extents::default().fill(0, SIZE, 1)).await?;
         a.snap_create(&format!("{spec}@first")).await?;
-        a.apply(&spec, Extents::default().random(&scattered(2, 300, 0..SIZE)).zeroes(20 * MIB, 9 * MIB)).await?;
+        a.apply(&spec, Extents::default().random(&scattered(2, 300, 0..SIZE)).zeroes(20 * MIB, 9 * MIB))
+            .await?;
         a.snap_create(&format!("{spec}@second")).await?;
         a.apply(&spec, Extents::default().random(&scattered(3, 300, 0..SIZE))).await?;
         stage.enable_journal(name).await?;

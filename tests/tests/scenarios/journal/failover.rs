@@ -78,7 +78,10 @@ async fn split_brain_is_detected_and_resync_mends_it() -> Result<()> {
     let diverged = b.sha256(&spec).await?;
     let status = stage.state(b, "image", "up+error").await?;
     ensure!(status["description"].as_str().is_some_and(|d| d.contains("split-brain")), "{status}");
-    ensure!(b.sha256(&spec).await? == diverged, "something was written to an image with a history of its own");
+    ensure!(
+        b.sha256(&spec).await? == diverged,
+        "something was written to an image with a history of its own"
+    );
 
     b.rbd(&["mirror", "image", "resync", &spec]).await?;
     stage.state(b, "image", "up+replaying").await?;

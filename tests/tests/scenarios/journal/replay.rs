@@ -24,7 +24,8 @@ async fn everything_that_happens_is_replayed() -> Result<()> {
         if round == 1 {
             daemon.stop(LIMIT).await?;
         }
-        a.apply(&spec, Extents::default().random(&scattered(round, 300, 0..SIZE)).zeroes(5 * MIB, 6 * MIB)).await?;
+        a.apply(&spec, Extents::default().random(&scattered(round, 300, 0..SIZE)).zeroes(5 * MIB, 6 * MIB))
+            .await?;
         a.snap_create(&format!("{spec}@{round}-a")).await?;
         a.discard(&spec, round * MIB + 4096, 3 * MIB).await?;
         a.resize(&spec, 20 * MIB + round * 4096).await?;

@@ -80,7 +80,8 @@ pub async fn wait_pruned(sides: [&Cluster; 2], spec: &str) -> Result<()> {
         let what = format!("the sync points of {spec} at {} to be removed", cluster.name());
         wait::until(&what, LIMIT, || async {
             let list = cluster.rbd_json(&["snap", "ls", spec]).await?;
-            let named = |snap: &Value| snap["name"].as_str().is_some_and(|name| name.starts_with(".rbd-mirror."));
+            let named =
+                |snap: &Value| snap["name"].as_str().is_some_and(|name| name.starts_with(".rbd-mirror."));
             Ok((!list.as_array().is_some_and(|all| all.iter().any(named))).then_some(()))
         })
         .await?;

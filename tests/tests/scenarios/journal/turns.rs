@@ -29,7 +29,9 @@ async fn daemons_take_turns() -> Result<()> {
         a.apply(&spec, Extents::default().random(&scattered(3, 300, 0..SIZE))).await?;
     }
     // First copies: begun by one, ended by the other.
-    for (name, kinds) in [("ours-first", [ours(), DaemonKind::Ceph]), ("theirs-first", [DaemonKind::Ceph, ours()])] {
+    for (name, kinds) in
+        [("ours-first", [ours(), DaemonKind::Ceph]), ("theirs-first", [DaemonKind::Ceph, ours()])]
+    {
         stage.enable_journal(name).await?;
         let spec = stage.spec(name);
         let mut first = stage.daemon_of(&kinds[0], b).await?;
