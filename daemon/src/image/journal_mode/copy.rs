@@ -91,8 +91,7 @@ impl Session<'_> {
         held: Held,
     ) -> Result<Option<End>> {
         if let Some(done) = noted.as_ref().filter(|marker| marker.copied && marker.is_of(&peer)) {
-            let (origin, point) = (done.origin, done.sync_point.clone());
-            return self.replay_from(origin, &point).await;
+            return self.replay_from(done.clone()).await;
         }
         self.say(ReplayState::Syncing, "bootstrapping, IMAGE_SYNC/CREATE_SYNC_POINT");
         // What was replayed before says nothing about what is going to be copied.
@@ -122,29 +121,32 @@ impl Session<'_> {
         }
         let copied = CopyMarker { copied: true, copied_below: u64::MAX, ..begun.marker };
         marker::write(&self.local.image.image, &copied).await?;
-        self.replay_from(copied.origin, &copied.sync_point).await
+        self.replay_from(copied).await
     }
 
     /// The copy is complete. Finds where the replay starts; what may be missing in the sync point is replayed before the
     /// copy is declared to be one. Answers with how to end the session, if so.
-    async fn replay_from(&mut self, origin: Origin, sync_point: &str) -> Result<Option<End>> {
-        let start = match origin {
-            Origin::Event => self.find_start(sync_point).await?,
-            Origin::Unowned { .. } => None,
+    async fn replay_from(&mut self, mut copied: CopyMarker) -> Result<Option<End>> {
+        let image = self.local.image.image.clone();
+        let settle = match copied.origin {
+            Origin::Event => {
+                copied.start = self.find_start(&copied.sync_point).await?;
+                copied.start.is_none().then_some(None)
+            }
+            Origin::Unowned { newest } => Some(Some(newest)),
         };
-        match start {
-            Some(position) => replay::set_marker(&self.local.image.image, position).await?,
-            None => {
-                let tag = match origin {
-                    Origin::Unowned { newest } => Some(newest),
-                    Origin::Event => None,
-                };
+        match settle {
+            None => marker::write(&image, &copied).await?,
+            Some(tag) => {
                 if let Some(end) = self.replay(Until::Settled(tag)).await? {
                     return Ok(Some(end));
                 }
             }
         }
         self.declare_replaying().await?;
+        if copied.start.is_none() {
+            marker::remove(&image).await?;
+        }
         Ok(None)
     }
 
@@ -172,7 +174,6 @@ impl Session<'_> {
         if self.local.journal.resync_requested {
             self.local.journal.set_resync(false).await?;
         }
-        marker::remove(&self.local.image.image).await?;
         tracing::info!(image = %self.ctx.global_image_id, "copied '{}'", self.local.image.image.name());
         Ok(())
     }

@@ -2,7 +2,7 @@
 //!
 //! Each call of [`Feeder::step`] does one thing, and may be cut off anywhere and begun again: it reads a batch; or, when
 //! the next entry belongs to another tag than the one before it, waits until all before is on disk and committed, and
-//! makes the local tag; or waits for `rbd_mirroring_replay_delay`; or hands the entry over.
+//! makes the local tag; or waits for `rbd_mirroring_replay_delay`; or hands entries over.
 //!
 //! A demotion of the primary is an entry alone in its tag. When it is replayed, the copy is tied to nobody any more, and
 //! may be promoted.
@@ -29,18 +29,16 @@ use super::replay::{Ended, Until};
 use super::session::End;
 use crate::image::ImageContext;
 
-/// What a step did.
-#[derive(Debug)]
-pub(super) enum Fed {
-    /// It was preparation.
-    Nothing,
-    /// An entry of so many bytes was handed over.
-    Entry {
-        /// Its length.
-        bytes: u64,
-    },
-    /// The replay is at an end.
-    Ended(Ended),
+/// Entries handed over in one step.
+const ENTRIES_PER_STEP: usize = 256;
+
+/// Entries that were handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Moved {
+    /// How many.
+    pub(super) entries: u64,
+    /// What they take in the journal, in bytes.
+    pub(super) bytes: u64,
 }
 
 /// Why a step failed.
@@ -104,20 +102,26 @@ pub(super) struct Feeder {
     /// Entries are held back until they are so old.
     pub(super) delay: Duration,
     until: Until,
+    moved: Moved,
 }
 
 impl Feeder {
     /// Feeds from the end of a journal.
     pub(super) fn new(tail: Tail, delay: Duration, until: Until) -> Feeder {
         let (entries, caught_up, tag, demoted) = (VecDeque::new(), false, None, false);
-        Feeder { tail, entries, caught_up, tag, demoted, delay, until }
+        Feeder { tail, entries, caught_up, tag, demoted, delay, until, moved: Moved::default() }
     }
 
-    /// Does the next thing. Cancel-safe.
-    pub(super) async fn step(&mut self, stations: Stations<'_>) -> Result<Fed, StepError> {
+    /// What was handed over since this was last asked.
+    pub(super) fn moved(&mut self) -> Moved {
+        std::mem::take(&mut self.moved)
+    }
+
+    /// Does the next thing; answers why, when the replay is at an end. Cancel-safe.
+    pub(super) async fn step(&mut self, stations: Stations<'_>) -> Result<Option<Ended>, StepError> {
         if self.demoted {
             stations.replay.end_tag().await?;
-            return Ok(Fed::Ended(Ended::Changed));
+            return Ok(Some(Ended::Changed));
         }
         let Some(entry) = self.entries.front() else { return self.read(stations).await };
         let tag = entry.position.tag;
@@ -128,25 +132,25 @@ impl Feeder {
     }
 
     /// Reads the next batch.
-    async fn read(&mut self, stations: Stations<'_>) -> Result<Fed, StepError> {
+    async fn read(&mut self, stations: Stations<'_>) -> Result<Option<Ended>, StepError> {
         if self.caught_up && self.until != Until::Changed {
             stations.replay.flush().await?;
-            return Ok(Fed::Ended(Ended::Settled));
+            return Ok(Some(Ended::Settled));
         }
         let batch = self.tail.next().await.map_err(StepError::Tail)?;
         self.caught_up = batch.caught_up;
         let without_data = |entry: &Entry| Entry { data: Bytes::new(), ..entry.clone() };
         stations.commits.handed_out(batch.entries.iter().map(without_data).collect());
         self.entries = batch.entries.into();
-        Ok(Fed::Nothing)
+        Ok(None)
     }
 
     /// Enters a tag of the remote journal: all of the one before is on disk, and the local journal gets one like it.
-    async fn enter(&mut self, stations: Stations<'_>, tag: TagTid) -> Result<Fed, StepError> {
+    async fn enter(&mut self, stations: Stations<'_>, tag: TagTid) -> Result<Option<Ended>, StepError> {
         let Stations { own, theirs, replay, commits, ctx } = stations;
         replay.end_tag().await?;
         if matches!(self.until, Until::Settled(Some(last)) if tag > last) {
-            return Ok(Fed::Ended(Ended::Settled));
+            return Ok(Some(Ended::Settled));
         }
         let Some(remote) = theirs.tag(tag).await? else {
             let what = format!("cannot replay entries of tag {} of {theirs}: there is no such tag", tag.0);
@@ -159,7 +163,7 @@ impl Feeder {
                 LocalTag::Demote(data) => (Meet::Demotion, data),
                 LocalTag::Stale => {
                     self.tag = Some((tag, Meet::PassOver));
-                    return Ok(Fed::Nothing);
+                    return Ok(None);
                 }
                 LocalTag::Contradiction => {
                     let what = format!(
@@ -175,28 +179,40 @@ impl Feeder {
         }
         commits.flush().await?;
         if !own.follow(&data).await? {
-            return Ok(Fed::Ended(Ended::Session(End::Again(Duration::ZERO))));
+            return Ok(Some(Ended::Session(End::Again(Duration::ZERO))));
         }
         replay.set_local_tag(own.newest.0).await?;
         self.tag = Some((tag, meet));
-        Ok(Fed::Nothing)
+        Ok(None)
     }
 
-    /// Hands the first entry over, when it is time.
-    async fn hand_over(&mut self, stations: Stations<'_>, meet: Meet) -> Result<Fed, StepError> {
-        let Some(entry) = self.entries.front() else { return Ok(Fed::Nothing) };
-        let (position, bytes) = (entry.position, entry.data.len() as u64);
-        if meet == Meet::PassOver {
-            stations.commits.safe_up_to(position);
+    /// Hands entries over, when it is time.
+    async fn hand_over(&mut self, stations: Stations<'_>, meet: Meet) -> Result<Option<Ended>, StepError> {
+        for _ in 0..ENTRIES_PER_STEP {
+            let same_tag = |entry: &&Entry| self.tag.is_some_and(|(tag, _)| tag == entry.position.tag);
+            let Some(entry) = self.entries.front().filter(same_tag) else { break };
+            let (position, bytes) = (entry.position, entry.data.len() as u64);
+            if meet == Meet::PassOver {
+                stations.commits.safe_up_to(position);
+                self.entries.pop_front();
+                continue;
+            }
+            let event = EventEntry::decode(&entry.data);
+            let event = event.map_err(|error| undecodable(stations.theirs, entry, &error))?;
+            let left = left_of(self.delay, event.timestamp);
+            if !left.is_zero() {
+                tokio::time::sleep(left).await;
+            }
+            stations.replay.push(position, event).await?;
             self.entries.pop_front();
-            return Ok(Fed::Nothing);
+            self.moved.entries += 1;
+            self.moved.bytes += bytes;
+            if meet == Meet::Demotion {
+                self.demoted = true;
+                break;
+            }
         }
-        let event = EventEntry::decode(&entry.data).map_err(|error| undecodable(stations.theirs, entry, &error))?;
-        tokio::time::sleep(left_of(self.delay, event.timestamp)).await;
-        stations.replay.push(position, event).await?;
-        self.entries.pop_front();
-        self.demoted = meet == Meet::Demotion;
-        Ok(Fed::Entry { bytes })
+        Ok(None)
     }
 }
 

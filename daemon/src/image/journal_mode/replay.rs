@@ -19,7 +19,7 @@ use rbd::image::OpenImage;
 use tokio::time::MissedTickBehavior;
 
 use super::commits::Commits;
-use super::feeder::{Fed, Feeder, Stations, StepError};
+use super::feeder::{Feeder, Stations, StepError};
 use super::session::{End, Session, is_there, lost};
 use super::status::Progress;
 use super::tidy::tidied;
@@ -191,6 +191,11 @@ impl Session<'_> {
         let mut ticks = tokio::time::interval(REPORT_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let moved = feeder.moved();
+            if moved.entries > 0 {
+                entry_at = Some(Instant::now());
+                progress.replayed(moved.entries, moved.bytes, Instant::now());
+            }
             let moving = entry_at.is_some_and(|at| at.elapsed() < REPORT_AFTER_ENTRY);
             let stations = Stations { own: &mut self.local.journal, theirs: &journal, replay, commits, ctx };
             tokio::select! {
@@ -249,12 +254,8 @@ impl Session<'_> {
                 error = commits.failed() => return Err(error),
                 _ = ticks.tick(), if moving => self.say_replaying(&mut progress, commits),
                 fed = feeder.step(stations) => match fed {
-                    Ok(Fed::Nothing) => {}
-                    Ok(Fed::Entry { bytes }) => {
-                        entry_at = Some(Instant::now());
-                        progress.replayed(1, bytes, Instant::now());
-                    }
-                    Ok(Fed::Ended(ended)) => return Ok(ended),
+                    Ok(None) => {}
+                    Ok(Some(ended)) => return Ok(ended),
                     Err(StepError::Tail(error)) => return Err(tail_error(&self.remote.image, error)),
                     Err(StepError::Replay(error)) => return Err(replay_error(&error)),
                     Err(StepError::Other(error)) => return Err(error),

@@ -12,6 +12,7 @@ use std::time::Duration;
 use journal::Journal;
 use journal::bootstrap::{LocalView, PeerView, Plan, Registration, RemoteView, Resync, Stop, View, plan};
 use journal::image_journal::tags_for;
+use journal::replay::{Marker, read_marker};
 use journal::types::{
     Client, ClientData, ClientState, IMAGE_CLIENT_ID, MirrorPeer, MirrorPeerState, TagData, TagTid,
 };
@@ -68,6 +69,8 @@ pub(super) struct Session<'a> {
     /// Watches the local header, too.
     pub(super) lock: ExclusiveLock,
     pub(super) lock_report: watch::Receiver<LockReport>,
+    /// Changes of the local header that have been looked at.
+    pub(super) updates_seen: u64,
     pub(super) own_watch: JournalWatch,
     pub(super) their_watch: JournalWatch,
     /// The removal of sync points of the remote image.
@@ -92,6 +95,7 @@ impl<'a> Session<'a> {
         Ok(Session {
             registered: Registered { tags: Vec::new(), client: None },
             lock_report: lock.report(),
+            updates_seen: 0,
             lock,
             own_watch,
             their_watch,
@@ -147,10 +151,10 @@ impl<'a> Session<'a> {
             let end = match plan {
                 Plan::FirstCopy => self.first_copy().await?,
                 Plan::Resync(why) => self.resync(why).await?,
-                Plan::Replay(registration) => {
-                    self.register(registration).await?;
-                    self.follow_journal().await?
-                }
+                Plan::Replay(registration) => match self.register(registration).await? {
+                    true => self.follow_journal().await?,
+                    false => None,
+                },
                 Plan::Create | Plan::Stop(_) => Some(End::Again(Duration::ZERO)),
             };
             if let Some(end) = end {
@@ -187,18 +191,47 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Does what is to be done about this site's client before entries are replayed.
-    async fn register(&mut self, registration: Registration) -> Result<()> {
-        let (journal, id) = (self.remote.journal.journal.clone(), self.ctx.local_mirror_uuid.to_string());
+    /// Does what is to be done about this site's client before entries are replayed. False when the copy cannot be
+    /// replayed into, after all.
+    async fn register(&mut self, registration: Registration) -> Result<bool> {
         let peer = self.registered.peer(self.local.image.image.id());
-        let replaying = ClientData::MirrorPeer(MirrorPeer { state: MirrorPeerState::Replaying, ..peer });
+        let replaying = MirrorPeer { state: MirrorPeerState::Replaying, ..peer };
         match registration {
-            Registration::Fine => return Ok(()),
-            Registration::Missing => journal.client_register(&id, &replaying).await?,
-            Registration::NoLongerSyncing => journal.client_update_data(&id, &replaying).await?,
+            Registration::Fine => {}
+            Registration::NoLongerSyncing => self.store_peer(replaying).await?,
+            Registration::Missing { promoted_in } => return self.register_missing(replaying, promoted_in).await,
         }
+        Ok(true)
+    }
+
+    /// Registers this site where it was not. Entries that nobody kept for it may be gone by then: unless it can be told
+    /// that the copy lacks none, it is brought in line. The wish for that comes first, so that nobody begins to replay
+    /// before it is told.
+    async fn register_missing(&mut self, peer: MirrorPeer, promoted_in: Option<TagTid>) -> Result<bool> {
+        let (journal, id) = (self.their_journal(), self.ctx.local_mirror_uuid.to_string());
+        self.local.journal.set_resync(true).await?;
+        journal.client_register(&id, &ClientData::MirrorPeer(peer)).await?;
         self.registered = registered(&self.remote, &id).await?;
-        Ok(())
+        let begins = self.registered.client.as_ref().and_then(|(client, _)| client.commit_position.newest());
+        let complete = match (begins, promoted_in) {
+            (None, _) => true,
+            (Some(begins), Some(promotion)) => begins.tag < promotion,
+            (Some(begins), None) => {
+                let marker = read_marker(&self.local.image.image).await?;
+                let (tag, uuid) = (self.local.journal.newest.0, &*self.ctx.remote_mirror_uuid);
+                let counts = |marker: &Marker| marker.local_tag == tag && marker.remote_mirror_uuid == uuid;
+                marker.filter(counts).is_some_and(|marker| begins <= marker.done)
+            }
+        };
+        if complete {
+            self.local.journal.set_resync(false).await?;
+        } else {
+            tracing::warn!(
+                image = %self.ctx.global_image_id,
+                "this site was not registered in the remote journal, which may have lost entries: automatic resync"
+            );
+        }
+        Ok(complete)
     }
 
     /// Stores what this site's client says.
@@ -209,6 +242,15 @@ impl<'a> Session<'a> {
             *stored = Some(peer);
         }
         Ok(())
+    }
+
+    /// Strikes out sync points, which are gone.
+    pub(super) async fn forget_sync_points(&mut self) -> Result<()> {
+        let peer = self.registered.peer(self.local.image.image.id());
+        if peer.sync_points.is_empty() {
+            return Ok(());
+        }
+        self.store_peer(MirrorPeer { sync_points: Vec::new(), ..peer }).await
     }
 
     pub(super) fn their_journal(&self) -> Journal {

@@ -6,7 +6,6 @@ use std::time::Duration;
 use journal::Journal;
 use journal::first_copy::remove_local_sync_points;
 use journal::first_copy::sync_point::{Source, name_prefix};
-use journal::types::{ClientData, MirrorPeer, MirrorPeerState};
 use rados::{Error, ErrorClass, Result};
 use rbd::image::OpenImage;
 use tokio::task::JoinHandle;
@@ -18,7 +17,8 @@ use crate::retry::Backoff;
 const RETRY_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 impl Session<'_> {
-    /// Removes what is not needed of the local image, and begins to remove what is not needed of the remote one.
+    /// Removes the local image's sync points that are no longer in use, and begins to remove those of the remote one,
+    /// none of which is.
     pub(super) async fn tidy(&mut self) -> Result<()> {
         let uuid = self.ctx.local_mirror_uuid.clone();
         let peer = self.registered.peer(self.local.image.image.id());
@@ -44,28 +44,16 @@ pub(super) async fn tidied(tidying: &mut Option<JoinHandle<Result<()>>>) -> Resu
     })
 }
 
-/// Removes the sync points of this site, and strikes them out of what its client says. Fails only when the connection is
-/// of no use any more.
+/// Removes the sync points of this site, none of which is in use. Fails only when the connection is of no use any more.
 async fn tidy_remote(mut image: OpenImage, journal: Journal, local_mirror_uuid: String) -> Result<()> {
     let mut backoff = Backoff::new(RETRY_PAUSES.0, RETRY_PAUSES.1);
     loop {
-        match tidy_once(&mut image, &journal, &local_mirror_uuid).await {
+        let mut source = Source { image: &mut image, journal: &journal, local_mirror_uuid: &local_mirror_uuid };
+        match source.remove_all().await {
             Err(error) if error.class() == ErrorClass::Fenced => return Err(error),
             Err(error) => tracing::warn!(image = %image.image.id(), "{error}; trying again"),
             Ok(()) => return Ok(()),
         }
         tokio::time::sleep(backoff.next_delay()).await;
     }
-}
-
-async fn tidy_once(image: &mut OpenImage, journal: &Journal, local_mirror_uuid: &str) -> Result<()> {
-    let Some(client) = journal.client(local_mirror_uuid).await? else { return Ok(()) };
-    let Ok(ClientData::MirrorPeer(peer)) = client.client_data() else { return Ok(()) };
-    if peer.state != MirrorPeerState::Replaying {
-        return Ok(());
-    }
-    let finished = MirrorPeer { sync_points: Vec::new(), ..peer.clone() };
-    let mut source = Source { image, journal, local_mirror_uuid };
-    source.remove_forgotten(&finished).await?;
-    if finished != peer { source.store(&finished).await } else { Ok(()) }
 }
