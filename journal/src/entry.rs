@@ -147,3 +147,6 @@ fn u64_at(header: &[u8; HEADER_BYTES], offset: usize) -> u64 {
     bytes.copy_from_slice(&header[offset..offset + 8]);
     u64::from_le_bytes(bytes)
 }
+
+#[cfg(test)]
+mod tests;

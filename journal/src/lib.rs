@@ -2,6 +2,7 @@
 //! them to the copy, commit the position.
 #![forbid(unsafe_code)]
 
+pub mod append;
 pub mod bootstrap;
 pub mod codec;
 pub mod commit;
@@ -11,8 +12,10 @@ pub mod first_copy;
 pub mod image_journal;
 pub mod local_tag;
 pub mod metadata;
+pub mod promotion;
 pub mod replay;
 pub mod tail;
+pub mod trim;
 pub mod types;
 pub mod watch;
 

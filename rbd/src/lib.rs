@@ -8,6 +8,7 @@ pub mod exclusive_lock;
 pub mod fast_diff;
 #[cfg(test)]
 mod golden;
+pub mod features;
 pub mod header;
 pub mod header_update;
 pub mod image;
@@ -16,7 +17,9 @@ pub mod layout;
 pub mod managed_lock;
 pub mod mirroring;
 pub mod object_map;
+pub mod read;
 pub mod remove;
+pub mod rollback;
 pub mod snapshots;
 pub mod trash;
 pub mod types;

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use deep_copy::checksum::Comparison;
 use deep_copy::copier::{Copier, CopyFailed, Options, Progress as CopyProgress};
 use deep_copy::diff::Visits;
 use deep_copy::local_maps;
@@ -129,6 +130,7 @@ impl Session<'_> {
                 steps: Arc::new(begun.steps.clone()),
                 object_size: self.local.image.layout().object_size(),
                 method: if sync.mode == CopyMode::Repair { Method::Repair } else { Method::Replay },
+                comparison: Comparison::default(),
                 resumed: sync.resume.is_some() || !sync.discard.is_empty(),
                 has_parent: self.local.header.parent_spec.is_some(),
                 copy_up_at: self.copy_up_at(begun),

@@ -181,12 +181,11 @@ impl Order {
                     }
                     self.at = At::In(front);
                 }
-                (At::After(_), Some(front)) => {
-                    if front.entry != EntryTid(0) {
-                        let first = EntryPosition { entry: EntryTid(0), ..front };
-                        return Err(self.missing(first, format!("{front} follows instead")));
+                (At::After(last), Some(front)) => {
+                    if !self.is_explained(front.tag) {
+                        return Ok(None);
                     }
-                    self.at = At::In(front);
+                    self.begin_tag(last, front)?;
                 }
                 (_, None) => {
                     if let Some(fault) = &lane.fault {
@@ -218,8 +217,8 @@ impl Order {
             At::After(last) => {
                 let committed = self.known.committed.filter(|at| at.tag > last);
                 if let Some(committed) = committed.filter(|_| self.is_void(needed, self.committed_since)) {
-                    let first = EntryPosition { entry: EntryTid(0), ..committed };
-                    return Err(self.missing(first, format!("its writer has committed {committed}")));
+                    let committed = self.committed_between(last, committed.tag).unwrap_or(committed);
+                    return Err(self.first_missing(committed));
                 }
             }
             At::Start => {}
@@ -241,6 +240,31 @@ impl Order {
         self.at = At::After(next.tag);
         self.progress = self.tick();
         Ok(())
+    }
+
+    /// The first entry of a tag is there, behind the end of tag `last`.
+    fn begin_tag(&mut self, last: TagTid, front: EntryPosition) -> Result<(), TailError> {
+        if let Some(committed) = self.committed_between(last, front.tag) {
+            return Err(self.first_missing(committed));
+        }
+        if front.entry != EntryTid(0) {
+            let first = EntryPosition { entry: EntryTid(0), ..front };
+            return Err(self.missing(first, format!("{front} follows instead")));
+        }
+        self.at = At::In(front);
+        Ok(())
+    }
+
+    /// The last committed entry of the first tag between two that is known to have one.
+    fn committed_between(&self, last: TagTid, next: TagTid) -> Option<EntryPosition> {
+        let ends = self.told.values().filter_map(|(_, end)| *end);
+        ends.filter(|end| last < end.tag && end.tag < next).min()
+    }
+
+    /// All entries of a tag are gone, of which `committed` was committed.
+    fn first_missing(&self, committed: EntryPosition) -> TailError {
+        let first = EntryPosition { entry: EntryTid(0), ..committed };
+        self.missing(first, format!("its writer has committed {committed}"))
     }
 
     /// Passes over what is before the next entry at the front of the lane that is needed.
@@ -274,6 +298,12 @@ impl Order {
     fn newer_since(&self, tag: TagTid) -> Option<Stamp> {
         let told = self.told.range(TagTid(tag.0 + 1)..).map(|(_, (since, _))| *since).min();
         told.or(self.seen_newer(tag).filter(|since| self.asked > *since))
+    }
+
+    /// True when the metadata were read after this tag was made: they tell of all before it.
+    fn is_explained(&self, tag: TagTid) -> bool {
+        let told = self.told.last_key_value().is_some_and(|(newest, _)| *newest >= tag);
+        told || self.seen.is_some_and(|(seen, since)| seen >= tag && self.asked > since)
     }
 
     fn seen_newer(&self, tag: TagTid) -> Option<Stamp> {
@@ -322,9 +352,11 @@ impl Order {
 
     /// The metadata must be read before anything else can be known.
     pub(super) fn needs_metadata(&self, to_end: bool) -> bool {
-        let unexplained = self.tag().is_some_and(|tag| {
-            self.newer_since(tag).is_none() && self.seen_newer(tag).is_some_and(|since| self.asked <= since)
-        });
+        let unexplained = match (self.at, self.lanes[0].front()) {
+            (At::In(next), _) => self.newer_since(next.tag).is_none() && self.seen_newer(next.tag).is_some(),
+            (At::After(_), Some(front)) => !self.is_explained(front.tag),
+            _ => false,
+        };
         unexplained || self.vanished || (to_end && self.is_caught_up() && self.asked <= self.progress)
     }
 
@@ -498,3 +530,8 @@ fn buffered_bytes(lane: &Lane) -> u64 {
 fn after(position: EntryPosition) -> EntryPosition {
     EntryPosition { tag: position.tag, entry: EntryTid(position.entry.0 + 1) }
 }
+
+#[cfg(test)]
+mod sim;
+#[cfg(test)]
+mod tests;
