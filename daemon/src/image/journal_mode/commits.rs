@@ -24,21 +24,36 @@ enum Message {
     Flush(oneshot::Sender<Result<()>>),
 }
 
-/// The handle of the task that commits.
+/// What the task that commits is told, and what it tells.
 #[derive(Debug)]
 pub(super) struct Commits {
     messages: mpsc::UnboundedSender<Message>,
     safe: watch::Receiver<CommitPosition>,
-    task: JoinHandle<Result<()>>,
+}
+
+/// The task that commits. It ends with its [`Commits`].
+#[derive(Debug)]
+pub(super) struct CommitTask(JoinHandle<Result<()>>);
+
+impl CommitTask {
+    /// Waits for the task to fail: the remote cluster is of no use any more, or the client was struck out. Cancel-safe.
+    pub(super) async fn failed(&mut self) -> Error {
+        let ended = || Error::new(libc::ECANCELED, "the task that commits positions ended");
+        match (&mut self.0).await {
+            Ok(Ok(())) => ended(),
+            Ok(Err(error)) => error,
+            Err(error) => ended().context(error.to_string()),
+        }
+    }
 }
 
 impl Commits {
     /// Commits through `committer`, at least once per `age` while there is something to commit.
-    pub(super) fn new(committer: Committer, age: Duration) -> Commits {
+    pub(super) fn new(committer: Committer, age: Duration) -> (Commits, CommitTask) {
         let (messages, inbox) = mpsc::unbounded_channel();
         let (publish, safe) = watch::channel(committer.safe().clone());
         let task = Task { committer, age, publish, due: None, committed_at: None };
-        Commits { messages, safe, task: tokio::spawn(task.run(inbox)) }
+        (Commits { messages, safe }, CommitTask(tokio::spawn(task.run(inbox))))
     }
 
     /// Entries will be applied; without their data.
@@ -54,16 +69,6 @@ impl Commits {
     /// How far the copy is.
     pub(super) fn safe(&self) -> CommitPosition {
         self.safe.borrow().clone()
-    }
-
-    /// Waits for the task to fail: the remote cluster is of no use any more, or the client was struck out. Cancel-safe.
-    pub(super) async fn failed(&mut self) -> Error {
-        let ended = || Error::new(libc::ECANCELED, "the task that commits positions ended");
-        match (&mut self.task).await {
-            Ok(Ok(())) => ended(),
-            Ok(Err(error)) => error,
-            Err(error) => ended().context(error.to_string()),
-        }
     }
 
     /// Stores what is safe now.

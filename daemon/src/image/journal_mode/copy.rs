@@ -9,6 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use deep_copy::checksum::Comparison;
 use deep_copy::copier::{Checkpoint, Copier, CopyFailed, Options, Progress};
 use deep_copy::diff::Visits;
 use deep_copy::local_maps;
@@ -284,6 +285,7 @@ impl Session<'_> {
                 steps: Arc::new(begun.steps.clone()),
                 object_size: pair.local.image.layout().object_size(),
                 method: if begun.marker.repair { Method::Repair } else { Method::Replay },
+                comparison: Comparison::default(),
                 resumed: begun.resumed,
                 has_parent: pair.local.header.parent_spec.is_some(),
                 // No local snapshot is older than the copy but those that are of no use any more.

@@ -5,6 +5,7 @@
 
 mod commits;
 mod copy;
+mod feeder;
 mod primary;
 mod replay;
 mod session;

@@ -18,7 +18,7 @@ use rados::{Error, ErrorClass, Result};
 use rbd::image::OpenImage;
 use tokio::time::MissedTickBehavior;
 
-use super::commits::Commits;
+use super::commits::{CommitTask, Commits};
 use super::feeder::{Feeder, Stations, StepError};
 use super::session::{End, Session, is_there, lost};
 use super::status::Progress;
@@ -97,8 +97,8 @@ impl Session<'_> {
             Ok(tail) => {
                 let mut feeder = Feeder::new(tail, self.delay(), until);
                 let committer = Committer::new(&journal, &id, start);
-                let mut commits = Commits::new(committer, self.ctx.journal.commit_age);
-                let ended = self.feed(&mut feeder, &mut replay, &mut commits).await;
+                let (commits, mut task) = Commits::new(committer, self.ctx.journal.commit_age);
+                let ended = self.feed(&mut feeder, &mut replay, &commits, &mut task).await;
                 self.finish(replay, commits, &ended).await;
                 ended
             }
@@ -181,11 +181,17 @@ impl Session<'_> {
     }
 
     /// Feeds entries to the replay, and listens, until something ends it.
-    async fn feed(&mut self, feeder: &mut Feeder, replay: &mut Replay, commits: &mut Commits) -> Result<Ended> {
+    async fn feed(
+        &mut self,
+        feeder: &mut Feeder,
+        replay: &mut Replay,
+        commits: &Commits,
+        commit_task: &mut CommitTask,
+    ) -> Result<Ended> {
         let ctx = self.ctx;
         let journal = self.their_journal();
         let (mut applied, mut snap_seqs) = (replay.applied(), replay.snap_seqs());
-        let mut progress = Progress { tags: self.registered.tags.iter().cloned().collect(), ..Progress::default() };
+        let mut progress = Progress::new(self.registered.tags.iter().cloned().collect());
         let mut look_at = Some(tokio::time::Instant::now());
         let mut entry_at: Option<Instant> = None;
         let mut ticks = tokio::time::interval(REPORT_INTERVAL);
@@ -251,7 +257,7 @@ impl Session<'_> {
                     let snap_seqs = snap_seqs.borrow_and_update().clone();
                     self.store_peer(MirrorPeer { snap_seqs, ..peer }).await?;
                 }
-                error = commits.failed() => return Err(error),
+                error = commit_task.failed() => return Err(error),
                 _ = ticks.tick(), if moving => self.say_replaying(&mut progress, commits),
                 fed = feeder.step(stations) => match fed {
                     Ok(None) => {}

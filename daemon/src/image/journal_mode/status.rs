@@ -41,6 +41,11 @@ pub(super) struct Progress {
 }
 
 impl Progress {
+    /// Of a journal with these tags, of which nothing else is known yet.
+    pub(super) fn new(tags: BTreeMap<TagTid, TagData>) -> Progress {
+        Progress { tags, ..Progress::default() }
+    }
+
     /// Entries were replayed.
     pub(super) fn replayed(&mut self, entries: u64, bytes: u64, now: Instant) {
         self.entries.add(entries, now);
