@@ -38,6 +38,8 @@ pub struct Settings {
 pub struct JournalSettings {
     /// `rbd_mirror_journal_commit_age`: how often the commit position is stored while entries are replayed.
     pub commit_age: Duration,
+    /// `rbd_mirror_journal_poll_age`: the longest pause before a journal is looked at again.
+    pub poll_age: Duration,
     /// `rbd_mirroring_replay_delay`: entries are replayed so long after they were written.
     pub replay_delay: Duration,
     /// `rbd_mirroring_resync_after_disconnect`: a copy that was away for too long is brought in line without being
@@ -85,6 +87,7 @@ impl Settings {
             memory_target_bytes: source.value("rbd_mirror_memory_target", 4 << 30),
             journal: JournalSettings {
                 commit_age: source.seconds("rbd_mirror_journal_commit_age", 5.0),
+                poll_age: source.seconds("rbd_mirror_journal_poll_age", 5.0),
                 replay_delay: Duration::from_secs(source.value("rbd_mirroring_replay_delay", 0)),
                 resync_after_disconnect: source.value("rbd_mirroring_resync_after_disconnect", false),
                 order: source.value("rbd_journal_order", 24),

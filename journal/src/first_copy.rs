@@ -41,8 +41,10 @@
 mod begin;
 mod complete;
 pub mod marker;
+mod start;
 pub mod sync_point;
 
 pub use begin::{Begun, Held, begin, checkpoint};
 pub use complete::{complete, remove_local_sync_points};
 pub use marker::{CopyMarker, Origin};
+pub use start::find_event;

@@ -25,7 +25,6 @@ pub(super) async fn follow_removal(
     opened: Option<OpenImage>,
     is_copy: bool,
 ) -> Result<Attempt> {
-    let mirroring = Mirroring::new(&ctx.local);
     let Some(image) = opened else {
         bootstrap::forget(ctx, record).await?;
         return Ok(Attempt::Over);
@@ -38,7 +37,14 @@ pub(super) async fn follow_removal(
     }
     tracing::info!(image = %ctx.global_image_id, "the remote image is gone: removing its copy '{name}'");
     ctx.publish(Report::new(ReplayState::StoppingReplay, "remote image no longer exists"), name);
+    remove_copy(ctx, record, &image).await?;
+    Ok(Attempt::Over)
+}
 
+/// Moves a copy to the trash, and removes it unless it is to stay there for a while.
+pub(super) async fn remove_copy(ctx: &ImageContext, record: &Record, image: &OpenImage) -> Result<()> {
+    let mirroring = Mirroring::new(&ctx.local);
+    let name = image.image.name();
     let mut mirror = record.mirror.clone();
     mirror.state = MirrorImageState::Disabling;
     mirroring.image_set(&record.id, &mirror).await?;
@@ -58,5 +64,5 @@ pub(super) async fn follow_removal(
         let journal = ImageJournal::remove(&ctx.local, &record.id);
         remove_from_trash_with(&ctx.local, &record.id, &options, |_, _| {}, journal).await?;
     }
-    Ok(Attempt::Over)
+    Ok(())
 }

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use deep_copy::budget::Budget;
 use deep_copy::ids::SnapIds;
+use journal::tail::PollBudget;
 use rados::{ErrorClass, IoCtx, PoolId, Result};
 use rbd::mirroring::{MirrorImageMode, MirrorImageState};
 use tokio::sync::{Notify, watch};
@@ -61,7 +62,12 @@ pub struct Shared {
     snap_ids: Mutex<HashMap<PoolId, SnapIds>>,
     /// Bound on the bytes that all copies together hold in memory.
     pub budget: Budget,
+    /// Bound on how often all journals together are looked at.
+    pub poll_budget: Arc<PollBudget>,
 }
+
+/// Looks at journals per second, of all images together, that may have new entries.
+const JOURNAL_POLLS_PER_SECOND_MAX: u32 = 2000;
 
 /// Ids that a pool's reserve holds at first.
 const SNAP_ID_RESERVE: usize = 4;
@@ -69,7 +75,8 @@ const SNAP_ID_RESERVE: usize = 4;
 impl Shared {
     /// With room for `copy_bytes_max` bytes on their way.
     pub fn new(copy_bytes_max: u64) -> Self {
-        Shared { snap_ids: Mutex::default(), budget: Budget::new(copy_bytes_max) }
+        let poll_budget = PollBudget::new(JOURNAL_POLLS_PER_SECOND_MAX);
+        Shared { snap_ids: Mutex::default(), budget: Budget::new(copy_bytes_max), poll_budget }
     }
 
     /// The reserve of snapshot ids of the data pool behind `data`.
@@ -179,7 +186,9 @@ fn modes_differ(ctx: &ImageContext, remote: &Option<Record>, mode: MirrorImageMo
     let Some(other) = remote.as_ref().map(|record| record.mirror.mode).filter(|other| *other != mode) else {
         return false;
     };
-    let what = format!("split-brain detected: the remote image is mirrored in {other} mode, this one in {mode} mode");
+    let what = format!(
+        "split-brain detected: the remote image is mirrored in {other} mode, this one in {mode} mode"
+    );
     ctx.publish(Report::new(ReplayState::Error, what), "");
     true
 }

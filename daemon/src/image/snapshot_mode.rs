@@ -7,7 +7,7 @@ use rbd::Snapshot;
 use rbd::image::OpenImage;
 use rbd::mirroring::MirrorImageMode;
 
-use super::bootstrap::{self, Made, Record, Role};
+use super::bootstrap::{self, Made, Record, Role, Wanted};
 use super::session::{End, Session};
 use super::{Attempt, ImageContext, LOOK_INTERVAL, PARENT_INTERVAL, delete, modes_differ, primary};
 use crate::report::{ReplayState, Report};
@@ -70,7 +70,8 @@ async fn create(
     }
     let Some(newest) = await_first_snapshot(ctx, remote).await? else { return Ok(Err(LOOK_INTERVAL)) };
     ctx.publish(Report::new(ReplayState::StartingReplay, "creating the local image"), remote.image.name());
-    match bootstrap::create_local(ctx, remote, newest).await? {
+    let wanted = Wanted { mode: MirrorImageMode::Snapshot, at: newest };
+    match bootstrap::create_local(ctx, remote, wanted, async |_| Ok(())).await? {
         Made::Image(id) => Ok(bootstrap::open(&ctx.local, &id).await?.ok_or(Duration::ZERO)),
         Made::AwaitsParent(why) => {
             let what = format!("waiting for the copy of the parent: {why}");

@@ -78,6 +78,7 @@ pub async fn begin(
                 copied: false,
                 snap_seqs: BTreeMap::new(),
                 origin: origin.unwrap_or(Origin::Event),
+                start: None,
             };
             add_snapshots(local, remote, end, marker, ids).await?
         }

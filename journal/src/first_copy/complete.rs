@@ -1,7 +1,8 @@
 //! The end of a copy: the local image gets everything that is not data.
 //!
 //! What is taken from the remote image is as it is now, later than the sync point. The events between say so again when
-//! they are replayed: each of them sets something to a value, and the last one wins.
+//! they are replayed: each of them sets something to a value, and the last one wins. Names of snapshots are not taken:
+//! where two were exchanged, the events would exchange them once more. They are those of the beginning of the copy.
 
 use std::collections::BTreeMap;
 
@@ -28,7 +29,8 @@ pub async fn complete(
     cut_head_map(local).await?;
     // Which snapshots there are is settled: those of the primary at the sync point.
     let counterparts = Counterparts::of(snap_seqs, SnapId(0));
-    apply(local, &counterparts, &state(remote)).await
+    let state = state(local, remote, snap_seqs);
+    apply(local, &counterparts, &state).await
 }
 
 /// Detaches the parent that the remote image no longer has at `end`, or corrects the overlap.
@@ -50,14 +52,14 @@ async fn adjust_parent(local: &mut OpenImage, remote: &OpenImage, end: SnapId) -
     Ok(())
 }
 
-/// The state of the remote image now.
-fn state(remote: &OpenImage) -> ImageState {
+/// The state of the remote image now, with the names that the snapshots have locally.
+fn state(local: &OpenImage, remote: &OpenImage, snap_seqs: &BTreeMap<SnapId, SnapId>) -> ImageState {
     let header = &remote.header;
-    let user = header.snapshots.values().filter(|s| s.namespace == SnapshotNamespace::User);
-    let snapshots = user.map(|s| {
-        let state =
-            SnapState { namespace: s.namespace.clone(), name: s.name.clone(), protection: s.protection };
-        (s.id, state)
+    let snapshots = snap_seqs.iter().filter_map(|(theirs, ours)| {
+        let (theirs, ours) = (header.snapshots.get(theirs)?, local.header.snapshots.get(ours)?);
+        let (name, namespace) = (ours.name.clone(), theirs.namespace.clone());
+        let user = namespace == SnapshotNamespace::User;
+        user.then_some((theirs.id, SnapState { namespace, name, protection: theirs.protection }))
     });
     ImageState {
         name: remote.image.name().to_string(),

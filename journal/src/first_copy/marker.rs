@@ -11,6 +11,7 @@
 //! | remote snapshot → local one | u32 number, u64 and u64 each |
 //! | how the sync point was made | u8 0: by an owner, with an event; 1: without one |
 //! | the newest tag then, when it was made without an event | u64 |
+//! | everything up to this entry is in the sync point; 0 when that is not known | u8 1, u64 tag, u64 entry |
 //!
 //! A copy that is under way without it, or with one that does not fit to what the remote journal says, was made or
 //! continued by another daemon.
@@ -23,7 +24,7 @@ use rados::{Error, ReadAnswer, ReadSub, Result, SnapId, WriteOp, WriteSub};
 use rbd::image::Image;
 use rbd::layout::header_object;
 
-use crate::types::{MirrorPeer, TagTid};
+use crate::types::{EntryPosition, EntryTid, MirrorPeer, TagTid};
 
 /// The extended attribute.
 const XATTR: &str = "rbd_mirror.first_copy";
@@ -56,6 +57,9 @@ pub struct CopyMarker {
     pub snap_seqs: BTreeMap<SnapId, SnapId>,
     /// How the sync point was made.
     pub origin: Origin,
+    /// Everything up to this entry of the remote journal is in the sync point, and nothing behind it; `None` when that is
+    /// not known. The marker stays until the commit position is there.
+    pub start: Option<EntryPosition>,
 }
 
 impl Encode for CopyMarker {
@@ -70,6 +74,10 @@ impl Encode for CopyMarker {
                 Origin::Event => e.u8(0),
                 Origin::Unowned { newest } => e.u8(1).u64(newest.0),
             };
+            e.bool(self.start.is_some());
+            if let Some(start) = self.start {
+                e.u64(start.tag.0).u64(start.entry.0);
+            }
         });
     }
 }
@@ -84,8 +92,12 @@ impl Decode for CopyMarker {
                 1 => Origin::Unowned { newest: TagTid(d.u64()?) },
                 other => return Err(d.invalid(format!("there is no origin {other}"))),
             };
+            let start = match d.bool()? {
+                true => Some(EntryPosition { tag: TagTid(d.u64()?), entry: EntryTid(d.u64()?) }),
+                false => None,
+            };
             let snap_seqs = snap_seqs.into_iter().collect();
-            Ok(CopyMarker { sync_point, repair, copied_below, copied, snap_seqs, origin })
+            Ok(CopyMarker { sync_point, repair, copied_below, copied, snap_seqs, origin, start })
         })
     }
 }
@@ -154,6 +166,7 @@ mod tests {
             copied: false,
             snap_seqs: [(SnapId(3), SnapId(8)), (SnapId(4), SnapId(9))].into(),
             origin: Origin::Unowned { newest: TagTid(7) },
+            start: None,
         }
     }
 
@@ -190,12 +203,14 @@ mod tests {
         #[test]
         fn markers_survive_their_encoding_and_nonsense_is_refused(
             name in ".{0,20}", repair: bool, copied_below: u64, copied: bool, newest: Option<u64>,
+            start: Option<(u64, u64)>,
             seqs in proptest::collection::btree_map(any::<u64>(), any::<u64>(), 0..5),
             cut in 0_usize..64, flip in any::<(usize, u8)>(),
         ) {
             let origin = newest.map_or(Origin::Event, |newest| Origin::Unowned { newest: TagTid(newest) });
             let snap_seqs = seqs.into_iter().map(|(remote, local)| (SnapId(remote), SnapId(local))).collect();
-            let marker = CopyMarker { sync_point: name, repair, copied_below, copied, snap_seqs, origin };
+            let start = start.map(|(tag, entry)| EntryPosition { tag: TagTid(tag), entry: EntryTid(entry) });
+            let marker = CopyMarker { sync_point: name, repair, copied_below, copied, snap_seqs, origin, start };
             let bytes = marker.to_bytes();
             prop_assert_eq!(&CopyMarker::from_bytes(&bytes, "marker").unwrap(), &marker);
             let cut = cut.min(bytes.len() - 1);

@@ -164,18 +164,14 @@ impl Source<'_> {
         Ok(())
     }
 
-    /// Removes this site's sync points that no client tells of: of copies that were given up.
-    pub async fn remove_forgotten(&mut self, peer: &MirrorPeer) -> Result<()> {
+    /// Removes all of this site's sync points.
+    pub async fn remove_all(&mut self) -> Result<()> {
         let prefix = name_prefix(self.local_mirror_uuid);
-        let named = |snapshot: &&Snapshot| {
-            snapshot.namespace == SnapshotNamespace::User
-                && snapshot.name.starts_with(&prefix)
-                && !peer.sync_points.iter().any(|p| p.name == snapshot.name || p.from_name == snapshot.name)
-        };
-        let forgotten: Vec<_> =
+        let named =
+            |s: &&Snapshot| s.namespace == SnapshotNamespace::User && s.name.starts_with(&prefix);
+        let names: Vec<_> =
             self.image.header.snapshots.values().filter(named).map(|s| s.name.clone()).collect();
-        for name in forgotten {
-            tracing::info!(image = %self.image.image.id(), "removing '{name}', a sync point that is no longer needed");
+        for name in names {
             self.remove(&name).await?;
         }
         Ok(())

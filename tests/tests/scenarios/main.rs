@@ -12,6 +12,7 @@ mod content;
 mod crashes;
 mod failover;
 mod journal_prefix;
+mod journal;
 mod lifecycle;
 mod outages;
 mod snapshots;
