@@ -167,8 +167,7 @@ impl Source<'_> {
     /// Removes all of this site's sync points.
     pub async fn remove_all(&mut self) -> Result<()> {
         let prefix = name_prefix(self.local_mirror_uuid);
-        let named =
-            |s: &&Snapshot| s.namespace == SnapshotNamespace::User && s.name.starts_with(&prefix);
+        let named = |s: &&Snapshot| s.namespace == SnapshotNamespace::User && s.name.starts_with(&prefix);
         let names: Vec<_> =
             self.image.header.snapshots.values().filter(named).map(|s| s.name.clone()).collect();
         for name in names {
