@@ -12,7 +12,6 @@ mod content;
 mod crashes;
 mod failover;
 mod journal;
-mod journal_prefix;
 mod lifecycle;
 mod outages;
 mod snapshots;

@@ -4,6 +4,7 @@
 mod copies;
 mod crashes;
 mod failover;
+mod prefix;
 mod replay;
 mod stage;
 mod turns;

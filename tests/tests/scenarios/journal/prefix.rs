@@ -28,7 +28,7 @@ enum Treatment {
 async fn a_promoted_copy_is_a_state_of_the_primarys_disk() -> Result<()> {
     let stage = Stage::set("prefix").await?;
     let treatments = [Treatment::Alive, Treatment::Killed, Treatment::KilledTwice];
-    for seed in 0..6_u64 {
+    for seed in 0..3_u64 {
         let treatment = treatments[seed as usize % 3];
         let image = format!("image-{seed}");
         one_promotion(&stage, &image, seed, treatment)
@@ -42,7 +42,7 @@ async fn one_promotion(stage: &Stage, image: &str, seed: u64, treatment: Treatme
     let (a, b) = (&stage.clusters.a, &stage.clusters.b);
     let spec = stage.spec(image);
     // Small batches make many barriers, large ones many writes between two of them.
-    let batch_max = [4, 60, 300][seed as usize / 3 % 3];
+    let batch_max = [300, 4, 60][seed as usize % 3];
     let pattern = Pattern { seed, blocks: 2048, batch_min: 1, batch_max, discards: seed % 3 };
     let writing = Writing { pattern, depth: 16, snap_every: 40, batches: 0, pause: Duration::ZERO };
     let features =
@@ -84,7 +84,10 @@ async fn one_promotion(stage: &Stage, image: &str, seed: u64, treatment: Treatme
         ensure!(held == pattern.stamps_after(number), "snapshot '{name}' is not of batch {number}");
     }
     b.rbd(&["object-map", "check", "--no-progress", &spec]).await?;
-    fail_back(stage, image, seed).await.context("failing back")
+    if treatment == Treatment::Alive {
+        fail_back(stage, image, seed).await.context("failing back")?;
+    }
+    Ok(())
 }
 
 /// The copy arrives at what the writer has written, while it writes on.
