@@ -1,8 +1,10 @@
 //! Ceasing to mirror an image.
 //!
 //! ```text
-//! entry: disabling ─ promote (a copy, with force) ─ mirror-snapshots go ─ entry goes
+//! entry: disabling ─ promote (a copy, with force) ─ mirror-snapshots, or mirrors and journal, go ─ entry goes
 //! ```
+//!
+//! (librbd removes the journal behind the entry, and leaves it when it is cut off in between.)
 //!
 //! All that could forbid it is looked at before anything is changed, and when it fails nevertheless the entry becomes
 //! enabled again. Mirror-snapshots go oldest first, so that the newest tells to the end that the image is primary: what
@@ -65,6 +67,7 @@ impl Session {
     async fn dismantle(&mut self, info: &ImageInfo, global_id: &GlobalImageId, is_copy: bool) -> Result<()> {
         match info.mode {
             Some(MirrorImageMode::Snapshot) => self.dismantle_snapshots(global_id, is_copy).await?,
+            Some(MirrorImageMode::Journal) => self.dismantle_journal(info).await?,
             _ => return Err(Error::new(libc::EOPNOTSUPP, "its mirroring mode is not known")),
         }
         let (mirroring, image) = (self.pool.mirroring(), self.image().id());

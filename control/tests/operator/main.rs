@@ -43,6 +43,7 @@ fn main() -> ExitCode {
             filter,
             [
                 twins::a_life_in_snapshot_mode,
+                twins::a_life_in_journal_mode,
                 copies::a_planned_failover,
                 copies::a_forced_failover,
                 copies::a_half_copied_delta_is_undone,

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use control::{Options, Pool};
-use rados::{Cluster, ConnectOptions, Error, IoCtx};
-use rbd::{Image, ImageHeader, ImageId, directory};
+use rados::{Cluster, ConnectOptions, Error};
 use tests::image::RandomWrites;
 use tests::two_clusters::Direction;
 use tests::{ToolError, TwoClusters};
@@ -50,11 +49,6 @@ impl Site {
     pub async fn scribble(&self, spec: &str, seed: u64) -> Result<()> {
         let writes = RandomWrites { seed, count: 20, block_bytes: 16 << 10, within: 0..SIZE };
         self.stock.write_random(spec, &writes).await
-    }
-
-    /// Opens an image natively.
-    pub async fn open(&self, ioctx: &IoCtx, name: &str) -> Result<(Image, ImageHeader)> {
-        Ok(Image::open_by_name(ioctx, name).await?)
     }
 }
 
@@ -101,11 +95,6 @@ impl World {
         }
         Ok(())
     }
-}
-
-/// The id of an image.
-pub async fn id_of(pool: &Pool, name: &str) -> Result<ImageId> {
-    directory::id_of(pool.ioctx(), name).await.with_context(|| format!("the id of {name}"))
 }
 
 /// Fails unless the stock tool and ours refuse with the same error number, and ours in a sentence of its own.
