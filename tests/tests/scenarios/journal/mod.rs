@@ -3,8 +3,14 @@
 
 mod copies;
 mod crashes;
+mod damage;
+mod disconnect;
 mod failover;
+mod lifecycle;
+mod outages;
 mod prefix;
 mod replay;
 mod stage;
+mod stock;
 mod turns;
+mod two_way;
