@@ -59,6 +59,10 @@ pub(super) struct Lane {
     pub(super) fault: Option<TailError>,
     /// An object was removed before it was read to its end, and nothing has been handed out since.
     pub(super) trimmed: bool,
+    /// The object of the newest entry that was handed out; before that, the first object.
+    last: JournalObject,
+    /// Objects behind `last` that held nothing when they were read.
+    empty: Vec<JournalObject>,
     /// Length of the next read.
     length: u64,
     sizes: ReadSizes,
@@ -75,6 +79,8 @@ impl Lane {
             reading: None,
             fault: None,
             trimmed: false,
+            last: object,
+            empty: Vec::new(),
             // Nobody knows where in the object the first entry lies that was not committed yet.
             length: sizes.max,
             sizes,
@@ -106,7 +112,17 @@ impl Lane {
     pub(super) fn pop(&mut self) -> Option<Entry> {
         let entry = self.queue.pop_front()?;
         self.queued_bytes -= bytes_of(&entry);
+        self.last = entry.object;
+        self.empty.retain(|object| *object > entry.object);
         Some(entry)
+    }
+
+    /// Where the next entry ought to be, which no object holds: in the first object behind the last entry that holds
+    /// nothing, if there is one; or in the object of the last entry.
+    pub(super) fn lacking(&self) -> (Option<JournalObject>, JournalObject) {
+        let end = self.queue.front().map(|entry| entry.object);
+        let empty = self.empty.iter().copied().filter(|object| end.is_none_or(|end| *object < end)).min();
+        (empty, self.last)
     }
 
     pub(super) fn front(&self) -> Option<EntryPosition> {
@@ -131,7 +147,7 @@ impl Lane {
         let bytes = found.unwrap_or_default();
         let at_end = (bytes.len() as u64) < read.length;
         let mut reader = EntryReader::new(bytes, read.offset, layout.object_bytes());
-        let (mut kept, mut needed) = (0, 0);
+        let (mut kept, mut needed, mut found_any) = (0, 0, false);
         loop {
             match reader.find() {
                 Ok(Found::Entry(raw)) => {
@@ -143,11 +159,14 @@ impl Lane {
                         break;
                     }
                     self.offset = reader.offset();
+                    found_any = true;
                     if wanted(raw.position) {
                         let entry = Entry { position: raw.position, object: read.object, data: raw.data };
                         self.queued_bytes += bytes_of(&entry);
                         self.queue.push_back(entry);
                         kept += 1;
+                    } else if self.queue.is_empty() {
+                        self.last = read.object;
                     }
                 }
                 Ok(Found::End) => {
@@ -170,6 +189,11 @@ impl Lane {
                     break;
                 }
             }
+        }
+        if found_any {
+            self.empty.retain(|object| *object != read.object);
+        } else if at_end && read.offset == 0 && !self.empty.contains(&read.object) {
+            self.empty.push(read.object);
         }
         self.ended = at_end.then_some(read.begun);
         let grown = if at_end { self.sizes.poll } else { (read.length * READ_GROWTH).min(self.sizes.max) };

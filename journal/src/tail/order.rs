@@ -221,6 +221,15 @@ impl Order {
                     return Err(self.first_missing(committed));
                 }
             }
+            At::Start if matches!(self.start, TailStart::After(_)) => {
+                // Nothing was removed that this client has yet to commit, unless it did not count.
+                let committed = self.known.committed.filter(|_| self.is_void(needed, self.committed_since));
+                if let Some(committed) = committed {
+                    let trimmed = self.known.minimum_set.0 > 0;
+                    self.lanes[needed].trimmed |= trimmed;
+                    return Err(self.first_missing(committed));
+                }
+            }
             At::Start => {}
         }
         Ok(false)
@@ -324,7 +333,15 @@ impl Order {
         if lane.trimmed {
             return self.too_far_behind(position);
         }
-        let object = format!("{}{}", self.prefix, lane.object);
+        let name = |object: JournalObject| format!("{}{object}", self.prefix);
+        let (object, why) = match lane.lacking() {
+            (Some(empty), last) if empty != last => {
+                let before = name(last);
+                let why = format!("that object is gone or empty, or '{before}' lost its end, and {why}");
+                (name(empty), why)
+            }
+            (_, last) => (name(last), why),
+        };
         TailError::Missing { object, position, why }
     }
 

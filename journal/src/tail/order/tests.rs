@@ -60,9 +60,13 @@ proptest! {
                 let known = lost.filter(|lost| sim.truth[before..].contains(lost) && Some(*lost) <= committed);
                 prop_assert_eq!(known, None, "{:?}", damaged);
             }
-            Some(TailError::Missing { object, position, .. }) => {
+            Some(TailError::Missing { object, position, why }) => {
                 prop_assert_eq!(Some(position), lost);
-                prop_assert!(object.starts_with("data."));
+                let damaged = damaged.map(|number| format!("'data.{number}'"));
+                let told = format!("'{object}', {why}");
+                let named = damaged.as_ref().is_some_and(|damaged| told.contains(damaged));
+                // What was appended to it since does not tell whether it or the one before it was cut short.
+                prop_assert!(named || !why.contains("gone"), "{:?} was damaged: {}", damaged, told);
             }
             Some(TailError::Corrupt { object, .. }) => {
                 prop_assert_eq!(Some(object), damaged.map(|object| format!("data.{object}")))
@@ -119,6 +123,39 @@ fn lost_tags_are_missed() {
     assert_eq!(entries, []);
     let Some(TailError::Missing { object, position, .. }) = fault else { panic!("{fault:?}") };
     assert_eq!((object.as_str(), position), ("data.0", EntryPosition { tag: TagTid(2), entry: EntryTid(0) }));
+}
+
+/// Objects 1 and 2 are gone, and the entries in 3 tell: the first of those that are gone is named.
+#[test]
+fn the_object_that_is_gone_is_named() {
+    let mut order = behind_first_entry();
+    let asked = order.begin_metadata();
+    order.absorb_metadata(asked, Knowledge { active_set: ObjectSet(3), ..Knowledge::default() });
+    for entries in [&[(1, 0), (1, 1)][..], &[], &[], &[(1, 9)]] {
+        answer(&mut order, entries);
+    }
+    let (entries, fault) = order.take(1000);
+    assert_eq!(entries.len(), 1);
+    let Some(TailError::Missing { object, position, why }) = fault else { panic!("{fault:?}") };
+    assert_eq!((object.as_str(), position.entry), ("data.1", EntryTid(2)));
+    assert!(why.contains("gone"), "{why}");
+}
+
+/// Nothing is there at all, although the writer has committed entries.
+#[test]
+fn a_lost_beginning_is_missed() {
+    let layout = JournalLayout { order: 12, splay_width: 1, pool: None };
+    let sizes = ReadSizes { poll: 256, max: 2048 };
+    let committed = Some(EntryPosition { tag: TagTid(1), entry: EntryTid(4) });
+    let known = Knowledge { committed, ..Knowledge::default() };
+    let start = TailStart::After(CommitPosition::default());
+    let mut order = Order::new(layout, "data.".to_string(), start, sizes, 6000, known);
+    assert_eq!(order.take(1000), (vec![], None));
+    let read = order.poll();
+    order.absorb_read(read, None);
+    let (entries, fault) = order.take(1000);
+    assert_eq!(entries, []);
+    assert!(matches!(fault, Some(TailError::Missing { ref object, .. }) if object == "data.0"), "{fault:?}");
 }
 
 /// Spoils, cuts or removes some object; answers with its number.
