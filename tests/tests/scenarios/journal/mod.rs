@@ -6,7 +6,7 @@ mod crashes;
 mod damage;
 mod disconnect;
 mod failover;
-mod lifecycle;
+mod journals;
 mod outages;
 mod prefix;
 mod replay;

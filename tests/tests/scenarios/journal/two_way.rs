@@ -14,7 +14,7 @@ use crate::content::Reader;
 use crate::failover::image_id;
 
 const BLOCKS: u64 = 512;
-const IMAGES: u64 = 6;
+const IMAGES: u64 = 4;
 
 /// An image with what it must hold when nobody writes to it.
 struct Mirrored {
@@ -38,7 +38,7 @@ impl Mirrored {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn all_images_change_sides() -> Result<()> {
-    let stage = Stage::set("j-two-way").await?;
+    let stage = Stage::set("j-sides").await?;
     let (a, b) = (&stage.clusters.a, &stage.clusters.b);
     let mut images = Vec::new();
     for number in 0..IMAGES {
