@@ -17,8 +17,7 @@ use crate::object_map::ObjectMap;
 use crate::types::{Features, ImageFlags};
 
 /// Flags of object maps.
-const MAP_FLAGS: ImageFlags =
-    ImageFlags(ImageFlags::OBJECT_MAP_INVALID.0 | ImageFlags::FAST_DIFF_INVALID.0);
+const MAP_FLAGS: ImageFlags = ImageFlags(ImageFlags::OBJECT_MAP_INVALID.0 | ImageFlags::FAST_DIFF_INVALID.0);
 
 /// Disables `disable` and enables `enable`, as far as they are not yet. May be repeated after it was cut off.
 pub async fn update(image: &Image, header: &ImageHeader, disable: Features, enable: Features) -> Result<()> {

@@ -6,9 +6,9 @@ pub mod directory;
 pub mod encodings;
 pub mod exclusive_lock;
 pub mod fast_diff;
+pub mod features;
 #[cfg(test)]
 mod golden;
-pub mod features;
 pub mod header;
 pub mod header_update;
 pub mod image;

@@ -65,7 +65,8 @@ impl Reader {
             (image, header) = open_parent(&image, &parent).await?;
             snap = parent.snap;
         }
-        let what = format!("cannot read image {}: it has more than {DEPTH_MAX} parents", layers[0].image.id());
+        let what =
+            format!("cannot read image {}: it has more than {DEPTH_MAX} parents", layers[0].image.id());
         Err(Error::new(libc::ELOOP, what))
     }
 

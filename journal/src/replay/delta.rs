@@ -108,7 +108,8 @@ impl ObjectDelta {
     /// Cuts a range out of the pieces.
     fn clear(&mut self, extent: Extent) {
         let before = self.pieces.range(..extent.offset).next_back();
-        if let Some((&start, piece)) = before.filter(|(start, piece)| *start + piece.length() > extent.offset) {
+        if let Some((&start, piece)) = before.filter(|(start, piece)| *start + piece.length() > extent.offset)
+        {
             let piece = piece.clone();
             self.pieces.insert(start, piece.slice(0, extent.offset - start));
             if start + piece.length() > extent.end() {
@@ -128,8 +129,7 @@ impl ObjectDelta {
 
     /// Takes as much as one operation may hold; the rest, if any, stays for the next one.
     pub fn take(&mut self) -> ObjectChange {
-        let mut change =
-            ObjectChange { emptied: self.emptied, zeros: Vec::new(), writes: Vec::new() };
+        let mut change = ObjectChange { emptied: self.emptied, zeros: Vec::new(), writes: Vec::new() };
         self.emptied = false;
         let (mut bytes, mut run) = (0, Run::default());
         while let Some(entry) = self.pieces.first_entry() {

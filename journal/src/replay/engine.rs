@@ -223,11 +223,8 @@ impl Engine {
 
     fn marker(&self, done: EntryPosition) -> Running {
         self.totals.markers.fetch_add(1, Ordering::Relaxed);
-        let marker = Marker {
-            remote_mirror_uuid: self.remote_mirror_uuid.clone(),
-            local_tag: self.local_tag,
-            done,
-        };
+        let marker =
+            Marker { remote_mirror_uuid: self.remote_mirror_uuid.clone(), local_tag: self.local_tag, done };
         let written = write_marker(self.image.clone(), self.lock.clone(), marker);
         async move { written.await.map(|()| Done::Marker) }.boxed()
     }

@@ -166,11 +166,7 @@ impl Objects {
     }
 
     /// The next write, if one may be begun. Call [`Objects::sort`] first.
-    pub fn next_write(
-        &mut self,
-        shape: &Shape,
-        completed: &mut Vec<EntryNumber>,
-    ) -> Option<ObjectWrite> {
+    pub fn next_write(&mut self, shape: &Shape, completed: &mut Vec<EntryNumber>) -> Option<ObjectWrite> {
         while self.in_flight < IN_FLIGHT_MAX {
             let object = self.armed.pop_front()?;
             // What was merged since may ask for another state.

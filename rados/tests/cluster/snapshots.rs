@@ -59,9 +59,7 @@ async fn an_object_goes_back_to_a_snapshot() {
         io.write(WriteOp::new(object).under(SnapContext::new(snaps.to_vec())).with(sub))
     };
     let back = |object: &str, to, snaps: &[SnapId]| {
-        io.write(
-            WriteOp::new(object).under(SnapContext::new(snaps.to_vec())).with(WriteSub::Rollback(to)),
-        )
+        io.write(WriteOp::new(object).under(SnapContext::new(snaps.to_vec())).with(WriteSub::Rollback(to)))
     };
     write(&name, &[], b"first").await.unwrap();
     let (one, two) = (io.snap_create().await.unwrap(), io.snap_create().await.unwrap());

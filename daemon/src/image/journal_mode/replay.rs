@@ -150,7 +150,8 @@ impl Session<'_> {
             budget: Some(self.ctx.shared.poll_budget.clone()),
             ..PollOptions::default()
         };
-        let options = TailOptions { poll, buffered_bytes_max: READ_AHEAD_BYTES_MAX, ..TailOptions::default() };
+        let options =
+            TailOptions { poll, buffered_bytes_max: READ_AHEAD_BYTES_MAX, ..TailOptions::default() };
         let tail = Tail::open(&self.their_journal(), &self.ctx.local_mirror_uuid, start, options).await;
         let mut tail = tail.map_err(|error| tail_error(&self.remote.image, error))?;
         tail.follow(self.their_watch.changes());

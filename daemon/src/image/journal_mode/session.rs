@@ -199,7 +199,9 @@ impl<'a> Session<'a> {
         match registration {
             Registration::Fine => {}
             Registration::NoLongerSyncing => self.store_peer(replaying).await?,
-            Registration::Missing { promoted_in } => return self.register_missing(replaying, promoted_in).await,
+            Registration::Missing { promoted_in } => {
+                return self.register_missing(replaying, promoted_in).await;
+            }
         }
         Ok(true)
     }

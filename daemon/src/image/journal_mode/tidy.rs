@@ -48,7 +48,8 @@ pub(super) async fn tidied(tidying: &mut Option<JoinHandle<Result<()>>>) -> Resu
 async fn tidy_remote(mut image: OpenImage, journal: Journal, local_mirror_uuid: String) -> Result<()> {
     let mut backoff = Backoff::new(RETRY_PAUSES.0, RETRY_PAUSES.1);
     loop {
-        let mut source = Source { image: &mut image, journal: &journal, local_mirror_uuid: &local_mirror_uuid };
+        let mut source =
+            Source { image: &mut image, journal: &journal, local_mirror_uuid: &local_mirror_uuid };
         match source.remove_all().await {
             Err(error) if error.class() == ErrorClass::Fenced => return Err(error),
             Err(error) => tracing::warn!(image = %image.image.id(), "{error}; trying again"),

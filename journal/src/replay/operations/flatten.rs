@@ -54,7 +54,8 @@ impl Maintainer {
         let absent = Mutex::new(Vec::new());
         let found = &absent;
         let covered: Vec<_> = objects.iter().copied().filter(|object| target.is_covered(*object)).collect();
-        let (unknown, surely): (Vec<_>, Vec<_>) = covered.into_iter().partition(|object| self.may_exist(*object));
+        let (unknown, surely): (Vec<_>, Vec<_>) =
+            covered.into_iter().partition(|object| self.may_exist(*object));
         let look = |object| async move {
             if !target.exists(object).await? {
                 found.lock().unwrap_or_else(PoisonError::into_inner).push(object);

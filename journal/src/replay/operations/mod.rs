@@ -167,8 +167,7 @@ impl Maintainer {
         if features.has(Features::OBJECT_MAP) || features.has(Features::FAST_DIFF) {
             features = features.with(Features::OBJECT_MAP).with(Features::FAST_DIFF);
         }
-        let (disable, enable) =
-            if enabled { (Features(0), features) } else { (features, Features(0)) };
+        let (disable, enable) = if enabled { (Features(0), features) } else { (features, Features(0)) };
         features::update(&self.local.image, &self.local.header, disable, enable).await
     }
 }

@@ -69,12 +69,12 @@ impl Maintainer {
         let all = (0..header.object_count()).map(ObjectNumber);
         let (Some(then), Some(now)) = (then, self.stored_map()) else { return Ok(all.collect()) };
         let newer: Vec<SnapId> = header.snapshots.keys().copied().filter(|id| *id > snap).collect();
-        let believed = |id: &SnapId| {
-            header.flags_at(*id).is_some_and(|flags| !flags.has(ImageFlags::FAST_DIFF_INVALID))
-        };
-        let fast_diff = header.features.has(Features::FAST_DIFF)
-            && newer.iter().chain([&SnapId::HEAD]).all(believed);
-        let between = if fast_diff { try_join_all(newer.iter().map(|id| self.map_at(*id))).await? } else { Vec::new() };
+        let believed =
+            |id: &SnapId| header.flags_at(*id).is_some_and(|flags| !flags.has(ImageFlags::FAST_DIFF_INVALID));
+        let fast_diff =
+            header.features.has(Features::FAST_DIFF) && newer.iter().chain([&SnapId::HEAD]).all(believed);
+        let between =
+            if fast_diff { try_join_all(newer.iter().map(|id| self.map_at(*id))).await? } else { Vec::new() };
         let fast_diff = fast_diff && between.iter().all(Option::is_some);
         let changed = |object: &ObjectNumber| {
             let states = [then.get(*object), now.get(*object)];

@@ -62,9 +62,7 @@ impl Maintainer {
             .header
             .snapshots
             .values()
-            .filter(|snap| {
-                (snap.name == name && snap.namespace == *namespace) || was(snap, namespace, name)
-            })
+            .filter(|snap| (snap.name == name && snap.namespace == *namespace) || was(snap, namespace, name))
             .map(|snap| snap.id)
             .collect();
         for id in found {

@@ -149,9 +149,11 @@ impl History {
             let views = &self.views[from..=to];
             views.iter().any(|v| v.snaps == view.snaps)
                 && views.iter().any(|v| v.bytes.len() == view.bytes.len())
-                && view.bytes.iter().enumerate().all(|(place, byte)| {
-                    views.iter().any(|v| v.bytes.get(place) == Some(byte))
-                })
+                && view
+                    .bytes
+                    .iter()
+                    .enumerate()
+                    .all(|(place, byte)| views.iter().any(|v| v.bytes.get(place) == Some(byte)))
         };
         let mut epochs = epochs.map(|epoch| (epoch[0], epoch[1]));
         let last = self.lines.len();
@@ -484,17 +486,10 @@ fn fitting(start: View, lines: Vec<Line>) -> History {
 }
 
 fn layouts() -> impl Strategy<Value = Layout> {
-    prop_oneof![
-        Just(Layout::simple(9).expect("a layout")),
-        Just(Layout::new(9, 128, 2).expect("a layout"))
-    ]
+    prop_oneof![Just(Layout::simple(9).expect("a layout")), Just(Layout::new(9, 128, 2).expect("a layout"))]
 }
 
-fn run(
-    mut copy: Copy,
-    history: &History,
-    dice: Vec<Dice>,
-) -> Result<(), TestCaseError> {
+fn run(mut copy: Copy, history: &History, dice: Vec<Dice>) -> Result<(), TestCaseError> {
     let line_of = |position: EntryPosition| {
         let at = |line: &Line| matches!(line, Line::Entry(p, _) if *p == position);
         history.lines.iter().position(at).map_or(0, |line| line + 1)

@@ -1,9 +1,12 @@
 //! Journal mode: images with the journaling feature, replayed entry by entry. A copy is judged by content, at its head
 //! and at every user snapshot, when everything that the primary has committed was replayed.
 
+mod away;
+mod broken;
 mod copies;
 mod crashes;
 mod failover;
+mod lifecycle;
 mod replay;
 mod stage;
 mod turns;
