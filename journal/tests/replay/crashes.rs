@@ -1,7 +1,5 @@
 //! Replays that are cut off at every turn, and begun again behind what they had reported.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use journal::event::{Event, EventEntry, Op, OpTid};
@@ -30,42 +28,35 @@ async fn life(
         faulty.clone(),
         rados::Location { pool: copy.ioctx.pool_id(), namespace: copy.ioctx.namespace().into() },
     );
+    let mut applied = None;
     let work = async {
         let mut replay = Replay::open(copy.context(&ioctx, commit).await?).await?;
-        let applied = replay.applied();
+        applied = Some(replay.applied());
         let from = entries.partition_point(|(position, _)| Some(*position) <= commit);
-        let all = async {
-            push(&mut replay, &entries[from..]).await?;
-            replay.end_tag().await?;
-            Ok::<_, anyhow::Error>(())
-        };
-        let done = tokio::select! {
-            done = all => done.map(|()| true),
-            () = faulty.crashed() => Ok(false),
-        }?;
-        let applied = *applied.borrow();
-        if done {
-            replay.stop().await?;
-        }
-        Ok::<_, anyhow::Error>((applied, done))
+        push(&mut replay, &entries[from..]).await?;
+        replay.end_tag().await?;
+        replay.stop().await?;
+        Ok::<_, anyhow::Error>(true)
     };
-    tokio::select! {
-        done = work => done,
-        // It may not even have been opened.
-        () = async { faulty.crashed().await; tokio::time::sleep(Duration::from_secs(5)).await } => Ok((commit, false)),
-    }
+    let done = tokio::select! {
+        done = work => done?,
+        () = faulty.crashed() => false,
+    };
+    Ok((applied.map_or(commit, |applied| *applied.borrow()), done))
 }
 
 /// Crashes again and again, later and later, each time in the middle of a request or behind it.
 async fn cut_off(name: &str, primary: &Primary, step: u64) -> Result<()> {
     let (copy, entries) = (Copy::open(name).await?, primary.entries().await?);
-    let (mut commit, mut lives, mut nth) = (None, 0u64, 1);
+    let (mut commit, mut lives) = (None, 0u64);
     loop {
         let fault = if lives.is_multiple_of(2) { Fault::CrashBefore } else { Fault::CrashAfter };
         let matcher = match lives % 3 {
             0 => Matcher::default(),
             _ => Matcher::kind(OperationKind::Write),
         };
+        // At least a few requests, in the end as many as the longest operation takes.
+        let nth = 2 + lives % 7 + lives / step;
         let plan = FaultPlan::none().at(nth, matcher, fault);
         let (applied, done) = life(&copy, &entries, commit, plan).await?;
         ensure!(applied >= commit, "it went back from {commit:?} to {applied:?}");
@@ -77,8 +68,8 @@ async fn cut_off(name: &str, primary: &Primary, step: u64) -> Result<()> {
         if lives.is_multiple_of(2) {
             commit = applied;
         }
-        nth += step + lives % 5;
     }
+    println!("{name} was cut off {} times", lives - 1);
     ensure!(lives > 10, "{name} was cut off only {lives} times");
     copy.compare(primary, name).await
 }
