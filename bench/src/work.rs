@@ -59,39 +59,17 @@ pub async fn full_image(
     Ok(Written { image: name.to_owned(), probes: ends.map(probe).collect() })
 }
 
-/// How many of the last writes of a burst are probes: more than the stock tools have in flight.
-const LAST: usize = 64;
-
-/// Writes `count` random blocks of `block` bytes, no two to the same place, within the first `within` bytes; the probes
-/// are the last ones.
-pub fn burst(count: u64, block: u64, within: u64) -> (Extents, Vec<Probe>) {
-    let mut random = StdRng::from_os_rng();
-    let places = (within / block) as usize;
-    let blocks = rand::seq::index::sample(&mut random, places, places.min(count as usize));
-    let (mut extents, mut probes) = (Extents::default(), Vec::new());
-    for (index, place) in blocks.into_iter().enumerate() {
-        let mut bytes = vec![0; block as usize];
-        random.fill_bytes(&mut bytes);
-        extents = extents.write(place as u64 * block, &bytes);
-        if index + LAST >= count as usize {
-            probes.push(Probe { offset: place as u64 * block, bytes });
-        }
-    }
-    probes.reverse();
-    (extents, probes)
-}
-
-/// Writes `count` random blocks of `block` bytes, no two to the same place, within the first `within` bytes.
-pub fn random_blocks(count: u64, block: u64, within: u64) -> (Extents, Vec<Probe>) {
+/// Writes `count` random blocks of 4 KiB, no two to the same place, within the first `within` bytes.
+pub fn random_blocks(count: u64, within: u64) -> (Extents, Vec<Probe>) {
     let mut random = StdRng::from_os_rng();
     let mut offsets = BTreeSet::new();
-    while (offsets.len() as u64) < count.min(within / block) {
-        offsets.insert(random.random_range(0..within / block) * block);
+    while (offsets.len() as u64) < count.min(within / BLOCK_BYTES) {
+        offsets.insert(random.random_range(0..within / BLOCK_BYTES) * BLOCK_BYTES);
     }
     let (mut extents, mut probes) = (Extents::default(), Vec::new());
     let step = (count / PROBES).max(1) as usize;
     for (index, offset) in offsets.into_iter().enumerate() {
-        let mut bytes = vec![0; block as usize];
+        let mut bytes = vec![0; BLOCK_BYTES as usize];
         random.fill_bytes(&mut bytes);
         extents = extents.write(offset, &bytes);
         if index % step == 0 {
@@ -104,7 +82,7 @@ pub fn random_blocks(count: u64, block: u64, within: u64) -> (Extents, Vec<Probe
 
 /// Writes random blocks to a primary image.
 pub async fn write_blocks(ground: &Ground, image: &str, count: u64, within: u64) -> Result<Written> {
-    let (extents, probes) = random_blocks(count, BLOCK_BYTES, within);
+    let (extents, probes) = random_blocks(count, within);
     ground.a().apply(&spec(image), extents).await?;
     Ok(Written { image: image.to_owned(), probes })
 }

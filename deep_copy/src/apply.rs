@@ -15,9 +15,8 @@ use rados::error::ResultExt;
 use rados::{Result, SnapId};
 use rbd::header_update::{self, HeaderUpdate};
 use rbd::image_state::{ImageState, SnapState};
-use rbd::object_map::ObjectMap;
 use rbd::snapshots::{self, Removal};
-use rbd::{Features, ImageFlags, ProtectionStatus, SnapshotNamespace, directory};
+use rbd::{Features, ProtectionStatus, SnapshotNamespace, directory, features};
 
 use rbd::image::OpenImage;
 
@@ -211,28 +210,8 @@ async fn update_features(local: &mut OpenImage, stored: Features) -> Result<()> 
     if disable == Features(0) && enable.without(Features::DEEP_FLATTEN) == Features(0) {
         return Ok(());
     }
-    let ioctx = local.image.header_ioctx().clone();
-    let id = local.image.id().clone();
-    let mut snaps: Vec<_> = local.header.snapshots.keys().copied().collect();
-    snaps.push(SnapId::HEAD);
-    let map_flags = ImageFlags::OBJECT_MAP_INVALID.with(ImageFlags::FAST_DIFF_INVALID);
-
-    if enable.has(Features::OBJECT_MAP) {
-        // As librbd does: maps that promise nothing, to be rebuilt when somebody wants to rely on them.
-        for snap in &snaps {
-            let objects = local.header.layout.object_count(local.header.size_at(*snap).unwrap_or(0));
-            local.image.object_map(*snap).save(&ObjectMap::new(objects)).await?;
-            HeaderUpdate::of(&id).set_flags(map_flags, map_flags, *snap).apply(&ioctx).await?;
-        }
-    }
-    let changed = Features(disable.0 | enable.without(Features::DEEP_FLATTEN).0);
-    HeaderUpdate::of(&id).set_features(want, changed).apply(&ioctx).await?;
-    if disable.has(Features::OBJECT_MAP) {
-        for snap in &snaps {
-            HeaderUpdate::of(&id).set_flags(ImageFlags(0), map_flags, *snap).apply(&ioctx).await?;
-            local.image.object_map(*snap).remove().await?;
-        }
-    }
+    let enable = enable.without(Features::DEEP_FLATTEN);
+    features::update(&local.image, &local.header, disable, enable).await?;
     local.refresh().await
 }
 

@@ -133,8 +133,13 @@ pub enum Resync {
 pub enum Registration {
     /// Nothing.
     Fine,
-    /// Register it, as replaying.
-    Missing,
+    /// Register it, as replaying. It then begins at the least advanced client, and entries that this site lacks may have
+    /// gone before: see to it that none has.
+    Missing {
+        /// The local image is a demoted one, and the remote one was promoted with this tag: all of its entries are
+        /// needed.
+        promoted_in: Option<TagTid>,
+    },
     /// It says that the copy is being made, but the copy has had a history of its own since: say that it is replaying.
     NoLongerSyncing,
 }
@@ -172,7 +177,10 @@ pub fn plan(view: &View<'_>) -> Plan {
         return Plan::Resync(Resync::Requested);
     }
     let Some(client) = view.remote.client else {
-        return replay(view, local.tag, Registration::Missing);
+        return match history(view, local.tag) {
+            Ok(promoted_in) => Plan::Replay(Registration::Missing { promoted_in }),
+            Err(why) => Plan::Stop(Stop::SplitBrain(why)),
+        };
     };
     let Some(peer) = client.peer else { return Plan::Stop(Stop::StrangeClient) };
     if peer.image != *local.image {
@@ -196,13 +204,14 @@ pub fn plan(view: &View<'_>) -> Plan {
 
 fn replay(view: &View<'_>, local: &TagData, registration: Registration) -> Plan {
     match history(view, local) {
-        Ok(()) => Plan::Replay(registration),
+        Ok(_) => Plan::Replay(registration),
         Err(why) => Plan::Stop(Stop::SplitBrain(why)),
     }
 }
 
-/// Whether the remote tags go on from the local one; why not, if so.
-fn history(view: &View<'_>, local: &TagData) -> Result<(), String> {
+/// Whether the remote tags go on from the local one: with which promotion, where the local image was demoted; why not, if
+/// they do not.
+fn history(view: &View<'_>, local: &TagData) -> Result<Option<TagTid>, String> {
     // Tags before the one that the local tag came after have been replayed.
     let replayed = |tid: TagTid| match &local.predecessor.commit {
         Some(commit) if local.predecessor.mirror_uuid == view.remote_mirror_uuid => commit.tag > tid,
@@ -210,23 +219,26 @@ fn history(view: &View<'_>, local: &TagData) -> Result<(), String> {
     };
     let mut tags = view.remote.tags.iter().filter(|(tid, _)| !replayed(*tid)).peekable();
     match Owner::of(local) {
-        Owner::CopyOf(uuid) if uuid == view.remote_mirror_uuid && tags.peek().is_some() => Ok(()),
+        Owner::CopyOf(uuid) if uuid == view.remote_mirror_uuid && tags.peek().is_some() => Ok(None),
         Owner::CopyOf(uuid) if uuid == view.remote_mirror_uuid => {
             Err("the remote journal has lost the epochs that this copy was made in".into())
         }
         Owner::CopyOf(uuid) => Err(format!("this image is a copy of one in another pool ({uuid})")),
         Owner::Primary => Err("this image is primary".into()),
-        Owner::Orphan if promoted_from_same_demotion(view, local, tags) => Ok(()),
-        Owner::Orphan => Err("the remote image was not promoted out of the demotion of this one".into()),
+        Owner::Orphan => match promotion_from_same_demotion(view, local, tags) {
+            Some(promotion) => Ok(Some(promotion)),
+            None => Err("the remote image was not promoted out of the demotion of this one".into()),
+        },
     }
 }
 
-/// The local image is an orphan: a remote orphan tag must stand for the same demotion, and be followed by a promotion.
-fn promoted_from_same_demotion<'a>(
+/// The local image is an orphan: a remote orphan tag must stand for the same demotion, and be followed by a promotion,
+/// which is the answer.
+fn promotion_from_same_demotion<'a>(
     view: &View<'_>,
     local: &TagData,
     tags: impl Iterator<Item = &'a (TagTid, TagData)>,
-) -> bool {
+) -> Option<TagTid> {
     let before = local.predecessor.commit.map(|commit| commit.tag);
     let local_uuid = &local.predecessor.mirror_uuid;
     let mut demotion = None;
@@ -242,13 +254,13 @@ fn promoted_from_same_demotion<'a>(
             Owner::Primary
                 if predecessor.mirror_uuid == ORPHAN_MIRROR_UUID && after.is_some() && after == demotion =>
             {
-                return true;
+                return Some(*tid);
             }
             // A promotion comes right after its demotion.
             _ => demotion = None,
         }
     }
-    false
+    None
 }
 
 #[cfg(test)]

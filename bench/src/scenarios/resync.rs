@@ -47,7 +47,7 @@ pub async fn run(ground: &Ground, results: &mut Results) -> Result<()> {
 
 /// Writes to one percent of the copy; gives what the blocks should hold.
 async fn go_astray(ground: &Ground) -> Result<Vec<Probe>> {
-    let (extents, wrong) = random_blocks(BYTES / BLOCK_BYTES / 100, BLOCK_BYTES, BYTES);
+    let (extents, wrong) = random_blocks(BYTES / BLOCK_BYTES / 100, BYTES);
     let image = spec(IMAGE);
     ground.b().rbd(&["mirror", "image", "promote", "--force", &image]).await?;
     ground.b().apply(&image, extents).await?;

@@ -18,7 +18,7 @@ use rados::{Error, Result, SnapId};
 use rbd::exclusive_lock::LockState;
 use rbd::header_update::HeaderUpdate;
 use rbd::image_state::resync_key;
-use rbd::mirroring::MirrorImageState;
+use rbd::mirroring::MirrorImageMode;
 use rbd::{Features, snapshots};
 use snapshot::begin::{self, Begun};
 use snapshot::commit;
@@ -60,7 +60,7 @@ impl Session<'_> {
 
         let begun = begin::begin(&mut self.local, &self.remote, sync, &who, &ids).await?;
         if first {
-            bootstrap::enable_local(ctx, self.local.image.id()).await?;
+            bootstrap::enable_local(ctx, self.local.image.id(), MirrorImageMode::Snapshot).await?;
         }
         for snap in &sync.discard {
             snapshots::remove(&self.local.image, &self.local.header, *snap).await?;
@@ -154,7 +154,9 @@ impl Session<'_> {
                 outcome = &mut copy => break outcome,
                 () = ctx.cancel.cancelled(), if interruption.is_none() => Some(Interruption::Cancelled),
                 () = ctx.changed.notified(), if interruption.is_none() => {
-                    self.pair_changed().await.then_some(Interruption::Changed)
+                    // Ours at the beginning of a first copy is among what is announced.
+                    let same = bootstrap::is_pair(ctx, self.local.image.id(), self.remote.image.id()).await;
+                    (!same).then_some(Interruption::Changed)
                 }
                 changed = self.lock_report.changed(), if interruption.is_none() => {
                     let must_stop = changed.is_err() || self.must_stop(begun.local_end).await;
@@ -185,20 +187,6 @@ impl Session<'_> {
             Err(CopyFailed::Cancelled) => Ok(Some(interruption.unwrap_or(Interruption::Cancelled))),
             Err(failed) => Err(failure(self.remote.image.name(), failed)),
         }
-    }
-
-    /// Judges an announcement that the image's mirroring changed, ours at the beginning of a first copy among them; true
-    /// when the copy must stop: one of the images is not, or not for long, mirrored under its global id.
-    async fn pair_changed(&self) -> bool {
-        let ctx = self.ctx;
-        let pair = [(&ctx.local, self.local.image.id()), (&ctx.remote, self.remote.image.id())];
-        let same = pair.map(|(ioctx, id)| async move {
-            let record = bootstrap::find(ioctx, &ctx.global_image_id).await;
-            matches!(record, Ok(Some(r)) if r.id == *id && r.mirror.state != MirrorImageState::Disabling)
-        });
-        let [local, remote] = same;
-        let (local, remote) = futures::join!(local, remote);
-        !(local && remote)
     }
 
     /// Judges a change of the local header or of its lock; true when the copy must stop: somebody wants the lock, it

@@ -126,7 +126,11 @@ fn an_unlinked_copy_waits_for_a_primary() {
 
 #[test]
 fn a_client_is_registered_when_there_is_none() {
-    Pair { client: None, ..Pair::replaying() }.expect(Plan::Replay(Registration::Missing));
+    let missing = |promoted_in| Plan::Replay(Registration::Missing { promoted_in });
+    Pair { client: None, ..Pair::replaying() }.expect(missing(None));
+    let demoted = Pair::replaying().with_local(tag(ORPHAN, LOCAL, Some((5, 2))));
+    let remote = [(9, tag(ORPHAN, A, Some((5, 2)))), (10, tag(LOCAL, ORPHAN, Some((9, 1))))];
+    Pair { client: None, ..demoted.with_remote(remote) }.expect(missing(Some(TagTid(10))));
     let strange = Pair { client: Some((ClientState::Connected, None)), ..Pair::replaying() };
     strange.expect(Plan::Stop(Stop::StrangeClient));
 }

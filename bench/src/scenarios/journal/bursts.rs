@@ -1,14 +1,14 @@
-//! Bursts: many writes as fast as the primary takes them, from the first one until the copy is current.
+//! Bursts: many writes as fast as the primary takes them, from the first one until the copy equals the primary.
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
-use super::{current, followed, verify};
+use super::{followed, verify};
+use crate::arrival;
 use crate::figures::{Measure, Results, Target, Who};
 use crate::ground::{Ground, spec};
 use crate::turn::{LARGE_LIMIT, Turn};
-use crate::work::burst as burst_of;
 
 /// A kind of burst.
 struct Burst {
@@ -47,6 +47,7 @@ const BURSTS: [Burst; 2] = [
         cpu: Measure { name: "  its CPU per event", unit: "µs", target: Target::Told },
     },
 ];
+const WRITING: Measure = Measure { name: "  what the primary took", unit: "per s", target: Target::Told };
 const PEAK: Measure = Measure { name: "peak memory with these backlogs", unit: "MiB", target: Target::Told };
 
 const IMAGE: &str = "burst";
@@ -67,21 +68,21 @@ pub async fn run(ground: &Ground, results: &mut Results) -> Result<()> {
 }
 
 async fn one(ground: &Ground, results: &mut Results, turn: &Turn<'_>, burst: &Burst) -> Result<()> {
-    let (extents, probes) = burst_of(burst.writes, burst.block_bytes, BYTES);
     let cpu_s = turn.cpu_s()?;
-    let began = Instant::now();
-    ground.a().apply(&spec(IMAGE), extents).await?;
+    let (ios, block) = (format!("--number_ios={}", burst.writes), format!("--bs={}", burst.block_bytes));
+    let size = format!("--size={BYTES}");
+    let write = ["--rw=randwrite", "--iodepth=32", "--randrepeat=0", "--refill_buffers", &ios, &block, &size];
+    let said = ground.a().fio(&spec(IMAGE), "", &write).await?;
     let written = Instant::now();
-    let mut arrived = turn.explain(current(ground, IMAGE, &probes, LARGE_LIMIT).await)?;
-    // Writes that were in flight together with the last ones may be applied behind them.
-    while verify(ground, IMAGE).await.is_err() && arrived - began < LARGE_LIMIT {
-        arrived = Instant::now();
-    }
+    let took_ms = said["write"]["runtime"].as_f64().context("fio tells how long it wrote")?;
+    let equal = arrival::equals_primary(ground, IMAGE, LARGE_LIMIT).await;
+    let behind_s = (turn.explain(equal)? - written).as_secs_f64();
     let used_s = turn.cpu_s()? - cpu_s;
     turn.explain(verify(ground, IMAGE).await)?;
     let amount = burst.writes as f64 * burst.unit_per_write;
-    results.add(burst.rate, turn.who(), amount / (arrived - began).as_secs_f64());
-    results.add(burst.behind, turn.who(), arrived.saturating_duration_since(written).as_secs_f64());
+    results.add(burst.rate, turn.who(), amount / (took_ms / 1e3 + behind_s));
+    results.add(burst.behind, turn.who(), behind_s);
+    results.add(WRITING, turn.who(), amount / took_ms * 1e3);
     results.add(burst.cpu, turn.who(), used_s * 1e6 / burst.writes as f64);
     Ok(())
 }

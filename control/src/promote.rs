@@ -1,0 +1,274 @@
+//! Making an image primary.
+//!
+//! In snapshot mode:
+//!
+//! ```text
+//! demoted everywhere        ─────────────────────────────────────────────┐
+//! primary elsewhere (force) ─ orphan ─ wait for daemons ─ lock ─ roll back ─ primary snapshot ─ writable ─ prune
+//! ```
+//!
+//! The orphan is a mirror-snapshot that says that the image copies nothing any more; whichever daemon sees it finishes
+//! what it has in flight, and gives up its watch of the header.
+//!
+//! A promotion that was cut off is taken up where it was. Two states tell of one: an orphan on top, or a primary snapshot
+//! on top of an image that is still read-only (non-primary).
+//!
+//!
+//!
+//! Reference: `src/librbd/mirror/PromoteRequest.cc`, `src/librbd/mirror/snapshot/PromoteRequest.cc`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rados::error::ResultExt;
+use rados::{Error, Result, SnapId};
+use rbd::exclusive_lock::Delegated;
+use rbd::header_update::HeaderUpdate;
+use rbd::layout::header_object;
+use rbd::mirroring::{GlobalImageId, MIRRORING_OBJECT, MirrorImageMode};
+use rbd::rollback::{RollbackOptions, rollback};
+use rbd::types::{Features, MirrorSnapshot, MirrorSnapshotState, SnapshotNamespace, Timestamp};
+use rbd::watch_notify::Operation;
+use rbd::{Image, ImageHeader};
+use serde::Serialize;
+use snapshot::begin::read_marker;
+
+use crate::bulk::Done;
+use crate::config::Quiesce;
+use crate::pool::Pool;
+use crate::primary::Purpose;
+use crate::promotion_plan::{ALREADY_PRIMARY, Forced, PRIMARY_ELSEWHERE, Plan, plan};
+use crate::report::{Role, seconds, snap};
+use crate::session::Session;
+
+/// Pause before it is looked again who watches, when nobody told of a change.
+const WATCHERS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// From which point in time an image continues that is (or would be) promoted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Promotion {
+    /// The copy of a primary's mirror-snapshot that it continues from; `None` in journal mode, and when it never was a
+    /// copy.
+    pub continues_from: Option<ContinuesFrom>,
+    /// A newer mirror-snapshot was copied in part, and what had been copied is undone.
+    pub rolls_back: bool,
+}
+
+/// A copied mirror-snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ContinuesFrom {
+    /// Its id here.
+    #[serde(serialize_with = "snap")]
+    pub snap: SnapId,
+    /// Its id in the primary.
+    #[serde(serialize_with = "snap")]
+    pub primary_snap: SnapId,
+    /// Mirror uuid of the primary's pool.
+    pub primary_mirror_uuid: String,
+    /// When it was made here; the primary's own is older.
+    #[serde(serialize_with = "seconds")]
+    pub timestamp: Timestamp,
+    /// Whether the image will hold exactly the data of that snapshot. Not always so when it is rolled back and Ceph's
+    /// daemon made the copy: its data is then of the mirror-snapshot before.
+    pub exact: bool,
+}
+
+impl Pool {
+    /// Makes an image primary, with `force` even if it is primary elsewhere. EINVAL when it is not mirrored, is primary
+    /// already or has nothing whole to continue from; EBUSY when it is primary elsewhere; EROFS when the owner of its
+    /// lock does not give it up. A promotion that was cut off is finished.
+    pub async fn promote(&self, image: &str, force: bool) -> Result<Promotion> {
+        let what = || format!("cannot promote image '{}'", self.image_spec(image));
+        let session = Session::open(self, image).await.context(what())?;
+        session.run(async |session| session.promote(force).await).await.context(what())
+    }
+
+    /// What [`Pool::promote`] would do now, or why it would not.
+    pub async fn plan_promotion(&self, image: &str, force: bool) -> Result<Promotion> {
+        let what = || format!("cannot promote image '{}'", self.image_spec(image));
+        let info = self.image_info(image).await.context(what())?;
+        self.require_enabled(&info)?;
+        if info.mode != Some(MirrorImageMode::Snapshot) {
+            return refuse_journal(&info, force)
+                .map(|()| Promotion { continues_from: None, rolls_back: false })
+                .context(what());
+        }
+        let (image, header) = Image::open(self.ioctx(), &info.id).await.context(what())?;
+        let marker = read_marker(&image).await.context(what())?;
+        Ok(foresee(&header, &plan(&header, marker, force).context(what())?))
+    }
+}
+
+/// Fails when an image in journal mode may not be promoted.
+pub(crate) fn refuse_journal(info: &crate::report::ImageInfo, force: bool) -> Result<()> {
+    match info.role {
+        Role::Primary => Err(Error::new(libc::EINVAL, ALREADY_PRIMARY)),
+        Role::NonPrimary if !force => Err(Error::new(libc::EBUSY, PRIMARY_ELSEWHERE)),
+        _ => Ok(()),
+    }
+}
+
+/// What comes of a plan.
+fn foresee(header: &ImageHeader, plan: &Plan) -> Promotion {
+    let Plan::Promote { forced, base } = plan else {
+        return Promotion { continues_from: None, rolls_back: false };
+    };
+    let roll_back = forced.and_then(|forced| forced.roll_back);
+    let base = base.and_then(|base| header.snapshots.get(&base));
+    let copy = base.and_then(|base| Some((base, base.mirror().filter(|m| m.state.is_non_primary())?)));
+    let continues_from = copy.map(|(base, mirror)| ContinuesFrom {
+        snap: base.id,
+        primary_snap: mirror.primary_snap_id,
+        primary_mirror_uuid: mirror.primary_mirror_uuid.clone(),
+        timestamp: base.timestamp,
+        exact: roll_back.is_none_or(|roll_back| roll_back.exact),
+    });
+    Promotion { continues_from, rolls_back: roll_back.is_some() }
+}
+
+impl Session {
+    async fn promote(&mut self, force: bool) -> Result<Promotion> {
+        let (info, global_id) = self.enabled_info().await?;
+        match info.mode {
+            Some(MirrorImageMode::Snapshot) => self.promote_by_snapshot(&global_id, force).await,
+            _ => Err(Error::new(libc::EOPNOTSUPP, "its mirroring mode is not known")),
+        }
+    }
+
+    /// Makes an image primary that is mirrored and is not primary, and finishes a promotion that was cut off.
+    pub(crate) async fn promote_unless_primary(&mut self, force: bool) -> Result<Done> {
+        let mirror = self.pool.mirroring().image(self.image().id()).await?;
+        let info = self.info(mirror).await?;
+        let unfinished = self.header().features.has(Features::NON_PRIMARY);
+        if !info.is_enabled() || (info.is_primary() && !unfinished) {
+            return Ok(Done::PassedOver);
+        }
+        self.promote(force).await.map(|_| Done::Changed)
+    }
+
+    /// Makes an image in snapshot mode primary.
+    pub(crate) async fn promote_by_snapshot(
+        &mut self,
+        global_id: &GlobalImageId,
+        force: bool,
+    ) -> Result<Promotion> {
+        let mut decided = self.plan_promotion(force).await?;
+        if let Plan::Promote { forced: Some(forced), .. } = decided {
+            decided = self.take_from_daemons(global_id, forced).await?;
+        }
+        let promotion = foresee(self.header(), &decided);
+        match decided {
+            Plan::Finish(_) => self.finish_promotion().await?,
+            Plan::Promote { forced, .. } => {
+                if let Some(Forced { roll_back: Some(roll_back), resumed }) = forced {
+                    self.roll_back(roll_back.to, resumed).await?;
+                }
+                self.create_primary_snapshot(Purpose::Promote, global_id, Quiesce::Skip).await?;
+                self.make_writable().await?;
+            }
+        }
+        Ok(promotion)
+    }
+
+    /// Does what a promotion (or a demotion before it was decided) that was cut off has left.
+    async fn finish_promotion(&mut self) -> Result<()> {
+        self.acquire().await?;
+        // Whoever had the lock may have finished it meanwhile.
+        let Ok(Plan::Finish(newest)) = self.plan_promotion(false).await else { return Ok(()) };
+        if self.header().snapshots.get(&newest).and_then(|s| s.mirror()).is_some_and(|m| !m.complete) {
+            self.finish_primary_snapshot(newest).await?;
+        }
+        self.make_writable().await?;
+        let peers = self.pool.pulling_peers().await?;
+        self.prune(&peers).await
+    }
+
+    async fn make_writable(&mut self) -> Result<()> {
+        let image = self.image();
+        let writable = HeaderUpdate::of(image.id()).set_features(Features(0), Features::NON_PRIMARY);
+        writable.apply(image.header_ioctx()).await?;
+        self.changed();
+        self.tell().await;
+        self.refresh().await
+    }
+
+    /// Ends the copying of the image, and locks it. Answers with what is to be done then: a delta that was completed
+    /// meanwhile is whole.
+    async fn take_from_daemons(&mut self, global_id: &GlobalImageId, forced: Forced) -> Result<Plan> {
+        if !forced.resumed {
+            self.create_orphan(global_id).await?;
+        }
+        self.wait_for_daemons().await?;
+        self.acquire().await?;
+        self.refresh().await?;
+        match self.plan_promotion(true).await? {
+            Plan::Promote { forced: Some(now), base } => {
+                Ok(Plan::Promote { forced: Some(Forced { resumed: forced.resumed, ..now }), base })
+            }
+            _ => Err(Error::new(libc::EAGAIN, "somebody else changed its role meanwhile")),
+        }
+    }
+
+    async fn plan_promotion(&self, force: bool) -> Result<Plan> {
+        plan(self.header(), read_marker(self.image()).await?, force)
+    }
+
+    /// `resumed`: an earlier rollback may have been cut off.
+    async fn roll_back(&mut self, to: SnapId, resumed: bool) -> Result<()> {
+        let options =
+            RollbackOptions { in_flight: self.pool.options().objects_in_flight, trust_object_maps: !resumed };
+        rollback(self.image(), self.header(), to, options, |_, _| {}).await?;
+        self.changed();
+        self.refresh().await
+    }
+
+    async fn create_orphan(&mut self, global_id: &GlobalImageId) -> Result<()> {
+        let name = format!(".mirror.non_primary.{global_id}.{}", uuid::Uuid::new_v4());
+        let namespace = orphan_namespace();
+        let operation = Operation::SnapCreate { namespace: namespace.clone(), name: name.clone(), flags: 0 };
+        if self.delegate(operation).await? == Delegated::DoneByOwner {
+            return Ok(());
+        }
+        self.add_snapshot(&name, &namespace).await?;
+        self.tell().await;
+        self.refresh().await
+    }
+
+    /// Waits until no mirror daemon watches the header. A daemon that died counts until the cluster has forgotten it.
+    async fn wait_for_daemons(&self) -> Result<()> {
+        let mut changes = self.lock().report();
+        loop {
+            changes.mark_unchanged();
+            if !self.daemon_watches().await? {
+                return Ok(());
+            }
+            let told = tokio::time::timeout(WATCHERS_INTERVAL, changes.changed());
+            if let Ok(Err(_)) = told.await {
+                return Err(Error::new(libc::ENOTCONN, "the image cannot be watched any more"));
+            }
+        }
+    }
+
+    /// True when a client that watches the header is one that watches the mirroring of the pool.
+    async fn daemon_watches(&self) -> Result<bool> {
+        let ioctx = self.image().header_ioctx();
+        let header = header_object(self.image().id());
+        let watchers = ioctx.list_watchers(&header).await?;
+        let daemons = ioctx.list_watchers(MIRRORING_OBJECT).await.optional()?.unwrap_or_default();
+        let this = ioctx.backend().instance_id();
+        let watches = watchers.iter().filter(|watcher| watcher.client != this);
+        Ok(watches.into_iter().any(|watcher| daemons.iter().any(|daemon| daemon.address == watcher.address)))
+    }
+}
+
+fn orphan_namespace() -> SnapshotNamespace {
+    SnapshotNamespace::Mirror(MirrorSnapshot {
+        state: MirrorSnapshotState::NonPrimary,
+        complete: true,
+        mirror_peer_uuids: Default::default(),
+        primary_mirror_uuid: String::new(),
+        primary_snap_id: SnapId::HEAD,
+        last_copied_object_number: 0,
+        snap_seqs: BTreeMap::new(),
+    })
+}
