@@ -259,7 +259,7 @@ impl Tail {
     }
 
     /// The next entries up to the end of the journal as it is at some moment after the call; then `None`.
-    async fn next_to_end(&mut self) -> Result<Option<Batch>, TailError> {
+    pub async fn next_to_end(&mut self) -> Result<Option<Batch>, TailError> {
         loop {
             if let Some(batch) = self.take(true)? {
                 return Ok(Some(batch));
