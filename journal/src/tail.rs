@@ -259,7 +259,7 @@ impl Tail {
     }
 
     /// The next entries, at least all that were there when the tail was opened; then `None`.
-    async fn next_to_end(&mut self) -> Result<Option<Batch>, TailError> {
+    pub async fn next_to_end(&mut self) -> Result<Option<Batch>, TailError> {
         loop {
             if let Some(batch) = self.take()? {
                 return Ok(Some(batch));

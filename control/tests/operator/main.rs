@@ -2,6 +2,8 @@
 //!
 //! All scenarios share the clusters, because starting them takes longer than they do; each makes pools of its own.
 
+mod copies;
+mod crashes;
 mod picture;
 mod twins;
 mod world;
@@ -24,6 +26,7 @@ macro_rules! run {
                     $failed += 1;
                 }
             }
+            $world.remove_pools().await.expect("pools can be removed");
         }
     )*};
 }
@@ -34,7 +37,21 @@ fn main() -> ExitCode {
     let failed = runtime.block_on(async {
         let world = World::start().await.expect("two clusters");
         let mut failed = 0;
-        run!(world, failed, filter, [twins::a_life_in_snapshot_mode]);
+        run!(
+            world,
+            failed,
+            filter,
+            [
+                twins::a_life_in_snapshot_mode,
+                twins::a_life_in_journal_mode,
+                copies::a_planned_failover,
+                copies::a_forced_failover,
+                copies::a_half_copied_delta_is_undone,
+                crashes::of_primaries,
+                crashes::of_copies,
+                crashes::of_modes,
+            ]
+        );
         failed
     });
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }

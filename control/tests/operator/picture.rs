@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
 use control::Pool;
+use journal::Journal;
+use journal::types::IMAGE_CLIENT_ID;
 use rados::{Extent, SnapId};
 use rbd::image_state::read_image_state;
 use rbd::mirroring::{MIRRORING_OBJECT, Mirroring};
@@ -82,6 +84,7 @@ pub async fn picture(pool: &Pool, name: &str) -> Result<Picture> {
     raw_header(&image, &names, &mut picture).await?;
     snapshots(&image, &header, &names, &mut picture).await?;
     objects(&image, &names, &mut picture).await?;
+    journal_of(&image, &names, &mut picture).await?;
     registrations(pool, &id, &names, &mut picture).await?;
     Ok(picture)
 }
@@ -176,6 +179,10 @@ async fn objects(image: &Image, names: &Names, picture: &mut Picture) -> Result<
     let map = format!("rbd_object_map.{}", image.id());
     let state = format!("rbd_mirror_snapshot.{}.", image.id());
     for object in ioctx.list_objects().await?.into_iter().filter(|object| object.contains(&image.id().0)) {
+        // What is left of an object for its snapshots goes when the OSD gets round to it.
+        if object.starts_with(image.object_prefix()) && ioctx.stat(&object).await.is_err() {
+            continue;
+        }
         let mut place = names.text(&object);
         if let Some(hex) = object.strip_prefix(&format!("{map}.")) {
             place = format!("object map {}", names.snap(SnapId(u64::from_str_radix(hex, 16)?)));
@@ -189,6 +196,23 @@ async fn objects(image: &Image, names: &Names, picture: &mut Picture) -> Result<
             told = format!("{:02x?}, locked {}", &content[..], ioctx.list_locks(&object).await?.len());
         }
         picture.insert(format!("object {place}"), told);
+    }
+    Ok(())
+}
+
+async fn journal_of(image: &Image, names: &Names, picture: &mut Picture) -> Result<()> {
+    let Ok(journal) = Journal::open(image.header_ioctx(), image.id()).await else { return Ok(()) };
+    let metadata = journal.mutable().await?;
+    let told = format!("{:?} {:?} {:?}", journal.layout(), metadata.minimum_set, metadata.active_set);
+    picture.insert("journal".into(), told);
+    for client in metadata.clients {
+        let data = names.text(&format!("{:?}", client.client_data()));
+        let told = format!("{:?} {:?} {data}", client.state, client.commit_position);
+        picture.insert(format!("journal client '{}'", names.text(&client.id)), told);
+    }
+    for tag in journal.tags(IMAGE_CLIENT_ID, None, None).await? {
+        let data = names.text(&format!("{:?} {:?}", tag.class, tag.tag_data()));
+        picture.insert(format!("journal tag {}", tag.tid.0), data);
     }
     Ok(())
 }

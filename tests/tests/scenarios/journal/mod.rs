@@ -7,6 +7,7 @@ mod copies;
 mod crashes;
 mod failover;
 mod lifecycle;
+mod prefix;
 mod replay;
 mod stage;
 mod turns;
