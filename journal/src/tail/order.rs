@@ -97,6 +97,7 @@ impl Order {
                     lane.trimmed = true;
                 } else {
                     lane.object = committed.object;
+                    lane.committed = Some(committed.position);
                 }
             }
             at = position.newest().map_or(At::Start, |newest| At::In(after(newest)));

@@ -165,3 +165,40 @@ fn damage(sim: &mut Sim) -> Option<u64> {
     }
     Some(number)
 }
+
+/// An entry of the only lane, as it is appended.
+fn encoded(entry: u64) -> Vec<u8> {
+    let position = EntryPosition { tag: TagTid(1), entry: EntryTid(entry) };
+    RawEntry { position, data: Bytes::from_static(b"data") }.encode().to_vec()
+}
+
+/// A reader that begins behind a committed entry looks for it, and minds what is no good only from there on. An image
+/// that was copied anew because of a broken entry thus needs no new journal.
+#[test]
+fn what_is_broken_before_the_committed_entry_harms_nobody() {
+    let broken = |mut entry: Vec<u8>, at: usize| {
+        entry[at] ^= 0x40;
+        entry
+    };
+    let reads = |parts: &[Vec<u8>]| {
+        let position = EntryPosition { tag: TagTid(1), entry: EntryTid(2) };
+        let committed = ObjectPosition { object: JournalObject(0), position };
+        let mut order = narrow(TailStart::After(CommitPosition(vec![committed])), Knowledge::default());
+        let read = order.poll();
+        order.absorb_read(read, Some(parts.concat().into()));
+        let (entries, fault) = order.take(1000);
+        (entries.into_iter().map(|entry| entry.position.entry.0).collect::<Vec<_>>(), fault)
+    };
+    for at in 0..encoded(0).len() {
+        let parts = [broken(encoded(0), at), encoded(1), encoded(2), encoded(3)];
+        assert_eq!(reads(&parts), (vec![3], None), "byte {at}");
+    }
+    assert_eq!(reads(&[encoded(0)[..20].to_vec(), encoded(1), encoded(2), encoded(3)]), (vec![3], None));
+    // The committed entry itself is gone with those before it.
+    assert_eq!(reads(&[encoded(1)[..30].to_vec(), encoded(3)]), (vec![3], None));
+    assert_eq!(reads(&[encoded(1)[..30].to_vec()]), (vec![], None));
+    let (read, fault) = reads(&[encoded(2), broken(encoded(3), 12)]);
+    assert!(read.is_empty() && matches!(fault, Some(TailError::Corrupt { .. })), "{fault:?}");
+    let (read, fault) = reads(&[broken(encoded(2), 12), broken(encoded(3), 12), encoded(4)]);
+    assert!(read.is_empty() && matches!(fault, Some(TailError::Missing { .. })), "{fault:?}");
+}
