@@ -3,6 +3,7 @@
 //! All scenarios share the clusters, because starting them takes longer than they do; each makes pools of its own.
 
 mod copies;
+mod crashes;
 mod picture;
 mod twins;
 mod world;
@@ -25,6 +26,7 @@ macro_rules! run {
                     $failed += 1;
                 }
             }
+            $world.remove_pools().await.expect("pools can be removed");
         }
     )*};
 }
@@ -41,9 +43,13 @@ fn main() -> ExitCode {
             filter,
             [
                 twins::a_life_in_snapshot_mode,
+                twins::a_life_in_journal_mode,
                 copies::a_planned_failover,
                 copies::a_forced_failover,
                 copies::a_half_copied_delta_is_undone,
+                crashes::of_primaries,
+                crashes::of_copies,
+                crashes::of_modes,
             ]
         );
         failed

@@ -57,6 +57,8 @@ pub(super) struct Lane {
     pub(super) reading: Option<LaneRead>,
     /// What is wrong at `offset`: nothing behind it can be read.
     pub(super) fault: Option<TailError>,
+    /// An entry that was committed lies in the object and has not been read yet. What is no good before it harms nobody.
+    pub(super) committed: Option<EntryPosition>,
     /// An object was removed before it was read to its end, and nothing has been handed out since.
     pub(super) trimmed: bool,
     /// The object of the newest entry that was handed out; before that, the first object.
@@ -78,6 +80,7 @@ impl Lane {
             queued_bytes: 0,
             reading: None,
             fault: None,
+            committed: None,
             trimmed: false,
             last: object,
             empty: Vec::new(),
@@ -93,6 +96,7 @@ impl Lane {
         self.offset = 0;
         self.ended = None;
         self.reading = None;
+        self.committed = None;
         self.length = self.sizes.max;
     }
 
@@ -153,14 +157,17 @@ impl Lane {
                 Ok(Found::Entry(raw)) => {
                     let belongs =
                         raw.position.entry.0 % layout.splay_width() == layout.offset_of(read.object);
-                    if !belongs {
+                    if belongs && self.committed.is_some_and(|committed| raw.position >= committed) {
+                        self.committed = None;
+                    }
+                    if !belongs && self.committed.is_none() {
                         let why = format!("{} does not belong into this object", raw.position);
                         self.fault = Some(corrupt(names(read.object), self.offset, why));
                         break;
                     }
                     self.offset = reader.offset();
                     found_any = true;
-                    if wanted(raw.position) {
+                    if belongs && wanted(raw.position) {
                         let entry = Entry { position: raw.position, object: read.object, data: raw.data };
                         self.queued_bytes += bytes_of(&entry);
                         self.queue.push_back(entry);
@@ -174,6 +181,10 @@ impl Lane {
                     break;
                 }
                 Ok(Found::Partial(bytes)) => {
+                    if at_end && self.committed.is_some() {
+                        reader.skip();
+                        continue;
+                    }
                     self.offset = reader.offset();
                     needed = bytes;
                     if at_end {
@@ -183,6 +194,7 @@ impl Lane {
                     }
                     break;
                 }
+                Err(_) if self.committed.is_some() => reader.skip(),
                 Err(error) => {
                     self.offset = error.offset;
                     self.fault = Some(corrupt(names(read.object), error.offset, error.why));

@@ -1,4 +1,5 @@
-//! Beside stock tools and under stock writers: `rbd journal` agrees with what we do, images of all layouts are followed through kills, and Ceph's daemon takes turns with ours under a running writer.
+//! Beside stock tools and under stock writers: `rbd journal` agrees with what we do, images of all layouts are followed
+//! through kills, and Ceph's daemon takes turns with ours under a running writer.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
