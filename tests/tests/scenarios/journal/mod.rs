@@ -8,6 +8,7 @@ mod crashes;
 mod damage;
 mod disconnect;
 mod failover;
+mod following;
 mod journals;
 mod lifecycle;
 mod outages;
