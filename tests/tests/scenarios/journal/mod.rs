@@ -9,7 +9,6 @@ mod damage;
 mod disconnect;
 mod failover;
 mod following;
-mod journals;
 mod lifecycle;
 mod outages;
 mod prefix;
