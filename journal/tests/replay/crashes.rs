@@ -91,7 +91,9 @@ fn replays_of_clones_may_be_cut_off_anywhere() {
             cluster.create_image(&parent, 9 * MB, &["--object-size", "512K"]).await?;
             cluster.apply(&parent, tests::Extents::default().fill(MB + 100, 7 * MB, 1)).await?;
             cluster.snap_create(&format!("{parent}@base")).await?;
-            cluster.clone_image(&format!("{parent}@base"), &format!("{}/cut-clone", crate::world::POOL), 2).await?;
+            cluster
+                .clone_image(&format!("{parent}@base"), &format!("{}/cut-clone", crate::world::POOL), 2)
+                .await?;
         }
         let primary = Primary::of("cut-clone").await?;
         let changes = [

@@ -191,7 +191,11 @@ async fn told(cluster: &Cluster, spec: &str) -> Result<Value> {
     let json = async |args: &[&str]| {
         let told = cluster.rbd(&[args, &["--format", "json"]].concat()).await?;
         // Where there is nothing to tell of, nothing is told.
-        Ok::<Value, anyhow::Error>(if told.trim().is_empty() { json!(null) } else { serde_json::from_str(&told)? })
+        Ok::<Value, anyhow::Error>(if told.trim().is_empty() {
+            json!(null)
+        } else {
+            serde_json::from_str(&told)?
+        })
     };
     let info = json(&["info", spec]).await?;
     let mut features = info["features"].as_array().context("features")?.clone();
