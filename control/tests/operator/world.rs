@@ -26,12 +26,14 @@ pub struct Site {
 
 impl Site {
     async fn connect(stock: tests::Cluster) -> Result<Site> {
-        let options = ConnectOptions {
-            client_name: "client.admin".to_string(),
-            conf_file: Some(stock.conf_path()),
-            ..ConnectOptions::default()
-        };
-        Ok(Site { stock, cluster: rados::connect(options).await? })
+        let cluster = rados::connect(connect_options(&stock)).await?;
+        Ok(Site { stock, cluster })
+    }
+
+    /// A pool, through a connection of its own.
+    pub async fn pool_apart(&self, pool: &str) -> Result<Pool> {
+        let cluster = rados::connect(connect_options(&self.stock)).await?;
+        Ok(Pool::open(&cluster, pool, "", Options::default()).await?)
     }
 
     /// A pool of this cluster.
@@ -49,6 +51,14 @@ impl Site {
     pub async fn scribble(&self, spec: &str, seed: u64) -> Result<()> {
         let writes = RandomWrites { seed, count: 20, block_bytes: 16 << 10, within: 0..SIZE };
         self.stock.write_random(spec, &writes).await
+    }
+}
+
+fn connect_options(stock: &tests::Cluster) -> ConnectOptions {
+    ConnectOptions {
+        client_name: "client.admin".to_string(),
+        conf_file: Some(stock.conf_path()),
+        ..ConnectOptions::default()
     }
 }
 
