@@ -79,9 +79,10 @@ async fn disconnected_and_struck_out() -> Result<()> {
     stage.strike().await
 }
 
-/// A planned failover that the old primary's daemon did not live to see: what was written meanwhile is not lost.
+/// A planned failover that no daemon of the old primary was registered for: the new primary's journal has forgotten by
+/// then that the one came from the other. Nothing is written before a resync is asked for, and nothing is lost by it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_site_that_never_had_a_daemon_follows_after_a_failover() -> Result<()> {
+async fn a_site_that_never_had_a_daemon_asks_for_a_resync_after_a_failover() -> Result<()> {
     let stage = Stage::set("j-late").await?;
     let (a, b) = (&stage.clusters.a, &stage.clusters.b);
     let spec = stage.spec("image");
@@ -102,8 +103,14 @@ async fn a_site_that_never_had_a_daemon_follows_after_a_failover() -> Result<()>
             .await?;
         b.snap_create(&format!("{spec}@{round}")).await?;
     }
+    let (id, held) = (image_id(a, &spec).await?, a.sha256(&spec).await?);
     let mut daemon = stage.daemon(a).await?;
+    let status = a.wait_mirror_state(&spec, "up+error", LIMIT).await?;
+    ensure!(status["description"].as_str().is_some_and(|d| d.starts_with("split-brain")), "{status}");
+    ensure!(a.sha256(&spec).await? == held, "something was written to an image of unknown history");
+    a.rbd(&["mirror", "image", "resync", &spec]).await?;
     a.wait_mirror_state(&spec, "up+replaying", LIMIT).await?;
+    ensure!(image_id(a, &spec).await? == id, "a resync made the image anew");
     wait_replayed(b, a, &spec).await?;
     super::stage::expect_same(&stage.b, &stage.a, &spec).await?;
     daemon.stop(LIMIT).await?;
