@@ -21,6 +21,7 @@ pub mod image;
 pub mod librbd;
 pub mod mirror;
 pub mod mirror_daemon;
+pub mod network;
 mod operator;
 pub mod options;
 pub mod process;
