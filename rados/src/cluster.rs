@@ -63,6 +63,20 @@ pub struct CommandReply {
     pub status: String,
 }
 
+/// What is to follow the name of an option of Ceph on a command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OptionKind {
+    /// Nothing: it is true or false.
+    Flag,
+    /// A value.
+    Value,
+}
+
+/// The kind of an option of Ceph by its name (with underscores); `None` when there is no such option.
+pub fn option_kind(option: &str) -> Option<OptionKind> {
+    crate::librados::option_kind(option)
+}
+
 /// Connects to a cluster. Not cancel-safe in time (librados cannot give up a connection attempt); the attempt ends by
 /// itself after `client_mount_timeout`.
 pub async fn connect(options: ConnectOptions) -> Result<Cluster> {

@@ -7,6 +7,7 @@
 //! * [`ops`]: reads and writes of one object, over the C++ shim (`shim.cc`).
 //! * [`watch`]: watches that come back by themselves, and notifications.
 //! * [`blocking`]: what librados offers only as a call that waits.
+//! * [`options`]: which options librados knows.
 //!
 //! Invariants:
 //! * Memory that librados may still touch is owned by a completion, never by a future. It is freed in the completion's
@@ -25,6 +26,7 @@ mod connection;
 mod ffi;
 mod memory;
 mod ops;
+mod options;
 mod watch;
 
 use std::sync::Arc;
@@ -40,6 +42,7 @@ use crate::types::{PoolId, SnapId};
 
 use connection::Connection;
 pub use memory::map_large_buffers;
+pub(crate) use options::kind as option_kind;
 
 /// Connects to a cluster.
 pub(crate) async fn connect(options: ConnectOptions) -> Result<Arc<dyn Backend>> {
