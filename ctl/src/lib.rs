@@ -1,0 +1,15 @@
+//! `rbd-mirrorctl`: what operators do with the mirroring of RBD images.
+//!
+//! [`grammar`] reads the command line, [`connection`] connects, [`commands`] carries out what `rbd mirror` does, and
+//! [`output`] prints as `rbd` prints, byte for byte.
+//!
+//! Data goes to standard output; everything else (errors, progress, warnings) to standard error.
+#![forbid(unsafe_code)]
+
+pub mod connection;
+pub mod failure;
+pub mod grammar;
+pub mod output;
+pub mod spec;
+
+pub use failure::Failure;
