@@ -33,23 +33,23 @@ pub enum Event {
     Discard {
         /// The range.
         extent: Extent,
-        /// Only parts aligned to so many bytes were; 0 for all.
+        /// Only parts aligned to so many bytes were; 0 for all, `u32::MAX` for whole objects.
         granularity: u32,
     },
     /// A pattern was written again and again.
     WriteSame {
         /// Where.
         extent: Extent,
-        /// The pattern; the extent's length is a multiple of its.
+        /// The pattern, not empty unless the extent is; librbd lets the extent's length be a multiple of its.
         data: Bytes,
     },
     /// Bytes were written if what was there equalled other bytes.
     CompareAndWrite {
         /// Where.
         extent: Extent,
-        /// What was to be there.
+        /// What was to be there; as long as the extent.
         compare: Bytes,
-        /// What to write.
+        /// What to write; as long as the extent.
         write: Bytes,
     },
     /// All writes before it are on disk.

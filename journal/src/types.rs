@@ -17,6 +17,11 @@ pub struct TagTid(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TagClass(pub u64);
 
+impl TagClass {
+    /// Asks for a class that no tag has yet (`TAG_CLASS_NEW`).
+    pub const NEW: TagClass = TagClass(u64::MAX);
+}
+
 /// Number of an entry within its tag, from 0 without gaps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EntryTid(pub u64);
@@ -24,6 +29,23 @@ pub struct EntryTid(pub u64);
 /// Number of a data object of a journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct JournalObject(pub u64);
+
+impl fmt::Display for JournalObject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Number of a set of data objects: as many as the journal is splayed over, which are written in turn and together, and
+/// removed together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectSet(pub u64);
+
+impl fmt::Display for ObjectSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 /// The place of an entry in the order of all entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -137,6 +159,13 @@ pub enum ClientData {
     MirrorPeer(MirrorPeer),
     /// `rbd journal client`: registered by hand.
     Cli,
+    /// Of a kind that this program does not know.
+    Unknown {
+        /// The kind.
+        kind: u32,
+        /// All that follows it, as encoded.
+        payload: Bytes,
+    },
 }
 
 /// What a mirror keeps with its client in the primary's journal.

@@ -1,0 +1,30 @@
+//! What an operator asks of mirroring, natively: the library behind `rbd-mirrorctl`.
+//!
+//! Everything begins with a [`Pool`] (or one of its namespaces). Its methods do what the subcommands of `rbd mirror` do,
+//! with the same effect on the cluster, object by object, and the same refusals; they print nothing and answer with plain
+//! values ([`report`]). Errors carry the error number that `rbd` exits with.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`pool`] | the handle, and what an operator sets |
+//! | [`report`] | what is answered |
+//! | [`schedule`] | schedules of mirror-snapshots |
+//! | [`verify`] | proving that a copy equals its primary |
+//!
+//! Reference: `src/librbd/api/Mirror.cc`, `src/librbd/mirror/`, `src/tools/rbd/action/Mirror*.cc`.
+#![forbid(unsafe_code)]
+
+pub mod daemons;
+mod info;
+pub mod pool;
+pub mod report;
+pub mod schedule;
+mod status;
+pub mod verify;
+
+pub use pool::{Options, Pool};
+pub use report::{
+    Daemon, Health, ImageInfo, ImageStatus, PeerInfo, PoolInfo, PoolStatus, PrimarySnapshot, Role,
+    SiteReport, StateCount,
+};
+pub use schedule::{Interval, Level, Schedule, ScheduledImage, Schedules};

@@ -1,0 +1,516 @@
+//! The metadata object of a journal: how it is cut, how far it has been written and trimmed, who reads it, and its tags.
+//!
+//! Object `journal.IMAGE_ID`, beside the image's header; only the object class `journal` writes its omap:
+//!
+//! | key | value |
+//! |---|---|
+//! | `order` | u8: data objects have 2^order bytes |
+//! | `splay_width` | u8: so many data objects are written in turn |
+//! | `pool_id` | i64: pool of the data objects, -1 for that of the header |
+//! | `minimum_set` | u64: object sets before this one have been removed |
+//! | `active_set` | u64: the object set that is being written |
+//! | `next_tag_tid`, `next_tag_class` | u64: what the next tag gets |
+//! | `client_ID` | [`Client`] |
+//! | `tag_TID`, 16 hexadecimal digits | [`Tag`] |
+//!
+//! Data objects are called `journal_data.HEADER_POOL_ID.IMAGE_ID.N`. Those in a pool of their own lie in its default
+//! namespace, whatever the header's is.
+//!
+//! Everybody who changes the object notifies its watchers with an empty payload, which is how a writer learns that a
+//! reader has made room, and a reader that the writer has advanced. A notification is waited for, for at most
+//! [`NOTIFY_TIMEOUT`], but a change stands even if it failed.
+//!
+//! All methods are cancel-safe; whether a change whose future was dropped took effect is unknown.
+//!
+//! Reference: `src/cls/journal/cls_journal.cc`, `src/cls/journal/cls_journal_client.cc`,
+//! `src/journal/JournalMetadata.cc`, `src/journal/Journaler.cc`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+use rados::encoding::{Decode, Decoder, Encode, Encoder};
+use rados::error::ResultExt;
+use rados::{Error, IoCtx, PoolId, ReadAnswer, ReadOp, ReadSub, Result, SnapId, Watch, WatchEvent, WriteOp};
+use rbd::ImageId;
+
+use crate::types::{
+    Client, ClientData, ClientState, CommitPosition, JournalObject, ObjectSet, Tag, TagClass, TagData, TagTid,
+};
+
+/// How long a change waits for watchers to acknowledge its notification.
+pub const NOTIFY_TIMEOUT: Duration = Duration::from_secs(5);
+/// After so long the cluster forgets a silent watcher: librados' default, as Ceph's journals use it.
+pub const WATCH_TIMEOUT: Duration = Duration::from_secs(30);
+/// Orders that a journal may have.
+pub const ORDERS: std::ops::RangeInclusive<u8> = 12..=26;
+/// Entries asked for at once when something is listed.
+const PAGE_ENTRIES: u64 = 256;
+/// Attempts at a tag number that others take as well.
+const TAG_ATTEMPTS_MAX: usize = 64;
+/// Data objects removed at once.
+const REMOVALS_IN_FLIGHT: usize = 16;
+
+const CLASS: &str = "journal";
+
+/// How a journal is cut into objects, and where they lie. It never changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JournalLayout {
+    /// Data objects have 2^order bytes.
+    pub order: u8,
+    /// So many data objects are written in turn.
+    pub splay_width: u8,
+    /// Pool of the data objects; `None` for that of the header.
+    pub pool: Option<PoolId>,
+}
+
+impl JournalLayout {
+    /// Bytes after which a data object takes no more entries.
+    pub fn object_bytes(&self) -> u64 {
+        1 << self.order
+    }
+
+    /// Number of data objects in a set.
+    pub fn splay_width(&self) -> u64 {
+        self.splay_width.into()
+    }
+
+    /// The set that an object belongs to.
+    pub fn set_of(&self, object: JournalObject) -> ObjectSet {
+        ObjectSet(object.0 / self.splay_width())
+    }
+
+    /// Place of an object in its set.
+    pub fn offset_of(&self, object: JournalObject) -> u64 {
+        object.0 % self.splay_width()
+    }
+
+    /// The object at a place of a set.
+    pub fn object(&self, set: ObjectSet, offset: u64) -> JournalObject {
+        JournalObject(set.0 * self.splay_width() + offset)
+    }
+
+    /// All objects of a set.
+    pub fn objects(&self, set: ObjectSet) -> impl Iterator<Item = JournalObject> + use<> {
+        let first = set.0 * self.splay_width();
+        (first..first + self.splay_width()).map(JournalObject)
+    }
+}
+
+/// What changes in a journal's metadata.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MutableMetadata {
+    /// Object sets before this one have been removed.
+    pub minimum_set: ObjectSet,
+    /// The object set that is being written.
+    pub active_set: ObjectSet,
+    /// Everybody who is registered, by id.
+    pub clients: Vec<Client>,
+}
+
+impl MutableMetadata {
+    /// A client.
+    pub fn client(&self, id: &str) -> Option<&Client> {
+        self.clients.iter().find(|client| client.id == id)
+    }
+}
+
+/// A journal. Cheap to clone; it holds nothing that changes.
+#[derive(Debug, Clone)]
+pub struct Journal {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    header: IoCtx,
+    data: IoCtx,
+    image: ImageId,
+    object: String,
+    data_prefix: String,
+    layout: JournalLayout,
+}
+
+/// Name of the metadata object of an image's journal.
+pub fn metadata_object(image: &ImageId) -> String {
+    format!("journal.{image}")
+}
+
+impl Journal {
+    /// Opens the journal of an image whose header lies in `header_ioctx`. ENOENT when it has none.
+    pub async fn open(header_ioctx: &IoCtx, image: &ImageId) -> Result<Journal> {
+        let op = ReadOp::new(metadata_object(image))
+            .exec(CLASS, "get_order", Bytes::new())
+            .exec(CLASS, "get_splay_width", Bytes::new())
+            .exec(CLASS, "get_pool_id", Bytes::new());
+        let context = || format!("cannot open the journal of image {image}");
+        let reply = header_ioctx.read(op).await.context(context())?;
+        let output = concatenated(&reply.answers);
+        let mut d = Decoder::new(&output, "the metadata of a journal");
+        let mut read = || -> std::result::Result<JournalLayout, rados::encoding::DecodeError> {
+            let (order, splay_width, pool) = (d.u8()?, d.u8()?, d.i64()?);
+            if !ORDERS.contains(&order) || splay_width == 0 {
+                return Err(d.invalid(format!("order {order}, splay width {splay_width}")));
+            }
+            Ok(JournalLayout { order, splay_width, pool: (pool >= 0).then_some(PoolId(pool)) })
+        };
+        let layout = read().map_err(Error::from).context(context())?;
+        Ok(Journal::of(header_ioctx, image, layout))
+    }
+
+    /// Makes an empty journal, without tags and clients. EEXIST when there is one.
+    pub async fn create(header_ioctx: &IoCtx, image: &ImageId, layout: JournalLayout) -> Result<Journal> {
+        let context = format!("cannot create the journal of image {image}");
+        if !ORDERS.contains(&layout.order) || layout.splay_width == 0 {
+            let (order, width) = (layout.order, layout.splay_width);
+            let what = format!("{context} with order {order} and splay width {width}");
+            return Err(Error::new(libc::EINVAL, what));
+        }
+        let journal = Journal::of(header_ioctx, image, layout);
+        let pool = layout.pool.map_or(-1, |pool| pool.0);
+        let created = journal.write("create", |e| e.u8(layout.order).u8(layout.splay_width).i64(pool)).await;
+        created.context(context)?;
+        Ok(journal)
+    }
+
+    fn of(header_ioctx: &IoCtx, image: &ImageId, layout: JournalLayout) -> Journal {
+        let data = match layout.pool {
+            Some(pool) if pool != header_ioctx.pool_id() => header_ioctx.with_pool(pool).with_namespace(""),
+            _ => header_ioctx.clone(),
+        };
+        let inner = Inner {
+            header: header_ioctx.clone(),
+            data,
+            image: image.clone(),
+            object: metadata_object(image),
+            data_prefix: format!("journal_data.{}.{image}.", header_ioctx.pool_id().0),
+            layout,
+        };
+        Journal { inner: Arc::new(inner) }
+    }
+
+    /// The image.
+    pub fn image(&self) -> &ImageId {
+        &self.inner.image
+    }
+
+    /// How it is cut.
+    pub fn layout(&self) -> &JournalLayout {
+        &self.inner.layout
+    }
+
+    /// Pool and namespace of the metadata object.
+    pub fn header_ioctx(&self) -> &IoCtx {
+        &self.inner.header
+    }
+
+    /// Pool and namespace of the data objects.
+    pub fn data_ioctx(&self) -> &IoCtx {
+        &self.inner.data
+    }
+
+    /// Name of the metadata object.
+    pub fn metadata_object(&self) -> &str {
+        &self.inner.object
+    }
+
+    /// Name of a data object.
+    pub fn data_object(&self, object: JournalObject) -> String {
+        format!("{}{object}", self.inner.data_prefix)
+    }
+
+    /// Sets and clients, as of one moment while there are no more than 256 clients.
+    pub async fn mutable(&self) -> Result<MutableMetadata> {
+        let context = || format!("cannot read the metadata of {self}");
+        let op = ReadOp::new(self.metadata_object())
+            .exec(CLASS, "get_minimum_set", Bytes::new())
+            .exec(CLASS, "get_active_set", Bytes::new())
+            .exec(CLASS, "client_list", client_list_input(""));
+        let reply = self.inner.header.read(op).await.context(context())?;
+        let output = concatenated(&reply.answers);
+        let mut d = Decoder::new(&output, "the metadata of a journal");
+        let mut read = || {
+            let (minimum_set, active_set) = (ObjectSet(d.u64()?), ObjectSet(d.u64()?));
+            Ok((minimum_set, active_set, d.seq(6, Client::decode)?))
+        };
+        let (minimum_set, active_set, mut clients) = read().map_err(from_decode).context(context())?;
+        if clients.len() as u64 >= PAGE_ENTRIES {
+            self.list_clients(&mut clients).await.context(context())?;
+        }
+        Ok(MutableMetadata { minimum_set, active_set, clients })
+    }
+
+    /// Everybody who is registered, by id.
+    pub async fn clients(&self) -> Result<Vec<Client>> {
+        let mut clients = Vec::new();
+        self.list_clients(&mut clients).await.context(format!("cannot list the clients of {self}"))?;
+        Ok(clients)
+    }
+
+    /// Adds the clients behind the last one of `clients`.
+    async fn list_clients(&self, clients: &mut Vec<Client>) -> Result<()> {
+        loop {
+            let after = clients.last().map_or("", |client| client.id.as_str());
+            let output = self.read("client_list", client_list_input(after)).await?;
+            let page = Decoder::new(&output, "a list of journal clients").seq(6, Client::decode)?;
+            let full = page.len() as u64 >= PAGE_ENTRIES;
+            let new: Vec<Client> = page.into_iter().filter(|client| client.id.as_str() > after).collect();
+            // A page that brings nothing new would otherwise be asked for over and over.
+            let end = !full || new.is_empty();
+            clients.extend(new);
+            if end {
+                return Ok(());
+            }
+        }
+    }
+
+    /// A client; `None` when it is not registered. ENOENT when there is no journal any more.
+    pub async fn client(&self, id: &str) -> Result<Option<Client>> {
+        let context = || format!("cannot read client '{id}' of {self}");
+        let Some(value) = self.value(format!("client_{id}")).await.context(context())? else {
+            return Ok(None);
+        };
+        let client = Client::from_bytes(&value, "journal client");
+        client.map(Some).map_err(from_decode).context(context())
+    }
+
+    /// Registers a client. It begins where the least advanced client is, or at the beginning of the journal when one has
+    /// committed nothing. EEXIST when it is registered.
+    pub async fn client_register(&self, id: &str, data: &ClientData) -> Result<()> {
+        let registered = self.write("client_register", |e| e.string(id).blob(&data.to_bytes())).await;
+        registered.context(format!("cannot register client '{id}' in {self}"))?;
+        self.notify().await;
+        Ok(())
+    }
+
+    /// Replaces a client's data. ENOENT when it is not registered.
+    pub async fn client_update_data(&self, id: &str, data: &ClientData) -> Result<()> {
+        let updated = self.write("client_update_data", |e| e.string(id).blob(&data.to_bytes())).await;
+        updated.context(format!("cannot update the data of client '{id}' of {self}"))?;
+        self.notify().await;
+        Ok(())
+    }
+
+    /// Sets whether a client counts. ENOENT when it is not registered.
+    pub async fn client_update_state(&self, id: &str, state: ClientState) -> Result<()> {
+        let updated = self.write("client_update_state", |e| e.string(id).u8(state.to_wire())).await;
+        updated.context(format!("cannot update the state of client '{id}' of {self}"))?;
+        self.notify().await;
+        Ok(())
+    }
+
+    /// Strikes out a client. ENOENT when it is not registered.
+    pub async fn client_unregister(&self, id: &str) -> Result<()> {
+        let unregistered = self.write("client_unregister", |e| e.string(id)).await;
+        unregistered.context(format!("cannot unregister client '{id}' from {self}"))?;
+        self.notify().await;
+        Ok(())
+    }
+
+    /// Sets how far a client is, be it forward or back. ENOENT when it is not registered.
+    pub async fn client_commit(&self, id: &str, position: &CommitPosition) -> Result<()> {
+        let committed = self.write("client_commit", |e| e.string(id).value(position)).await;
+        committed.context(format!("cannot commit the position of client '{id}' of {self}"))?;
+        self.notify().await;
+        Ok(())
+    }
+
+    /// Tags that matter to a client (those of entries that it has not committed yet, and the one before), of one class
+    /// or of all, after a tag or from the first. ENOENT when it is not registered.
+    pub async fn tags(
+        &self,
+        client: &str,
+        class: Option<TagClass>,
+        after: Option<TagTid>,
+    ) -> Result<Vec<Tag>> {
+        let context = || format!("cannot list the tags of {self} for client '{client}'");
+        let mut tags: Vec<Tag> = Vec::new();
+        loop {
+            let from = tags.last().map(|tag| tag.tid).or(after);
+            let mut e = Encoder::new();
+            // The class takes 0 for no limit: tag 0 comes again behind itself.
+            e.u64(from.map_or(0, |tid| tid.0)).u64(PAGE_ENTRIES).string(client).bool(class.is_some());
+            if let Some(class) = class {
+                e.u64(class.0);
+            }
+            let output = self.read("tag_list", e.finish()).await.context(context())?;
+            let page = Decoder::new(&output, "a list of journal tags").seq(26, Tag::decode);
+            let page = page.map_err(from_decode).context(context())?;
+            let full = page.len() as u64 >= PAGE_ENTRIES;
+            let new: Vec<Tag> = page.into_iter().filter(|tag| Some(tag.tid) > from).collect();
+            let end = !full || new.is_empty();
+            tags.extend(new);
+            if end {
+                return Ok(tags);
+            }
+        }
+    }
+
+    /// A tag; `None` when there is none of this number (any more).
+    pub async fn tag(&self, tid: TagTid) -> Result<Option<Tag>> {
+        let context = || format!("cannot read tag {} of {self}", tid.0);
+        let Some(value) = self.value(format!("tag_{:016x}", tid.0)).await.context(context())? else {
+            return Ok(None);
+        };
+        let tag = Tag::from_bytes(&value, "journal tag");
+        tag.map(Some).map_err(from_decode).context(context())
+    }
+
+    /// Makes the next tag. [`TagClass::NEW`] asks for a class of its own.
+    pub async fn allocate_tag(&self, class: TagClass, data: &TagData) -> Result<Tag> {
+        let context = || format!("cannot allocate a tag in {self}");
+        let data = data.to_bytes();
+        for _ in 0..TAG_ATTEMPTS_MAX {
+            let output = self.read("get_next_tag_tid", Bytes::new()).await.context(context())?;
+            let tid = Decoder::new(&output, "the next tag").u64().map_err(from_decode).context(context())?;
+            match self.write("tag_create", |e| e.u64(tid).u64(class.0).blob(&data)).await {
+                Ok(()) => {
+                    self.notify().await;
+                    let made = self.tag(TagTid(tid)).await?;
+                    // Tags expire once newer ones are committed: others may have been quick.
+                    return Ok(made.unwrap_or(Tag { tid: TagTid(tid), class, data }));
+                }
+                // Somebody else took the number.
+                Err(e) if e.is(libc::ESTALE) || e.is(libc::EEXIST) => continue,
+                Err(e) => return Err(e.context(context())),
+            }
+        }
+        let what = format!("{}: others took every number {TAG_ATTEMPTS_MAX} times; try again", context());
+        Err(Error::new(libc::EAGAIN, what))
+    }
+
+    /// Tells that object sets before this one have been removed. ESTALE when it is lower than before, EINVAL when it is
+    /// beyond the active set.
+    pub async fn set_minimum_set(&self, set: ObjectSet) -> Result<()> {
+        let done = self.write("set_minimum_set", |e| e.u64(set.0)).await;
+        done.context(format!("cannot set the minimum set of {self} to {set}"))?;
+        self.notify().await;
+        Ok(())
+    }
+
+    /// Tells that this object set is being written. ESTALE when it is lower than before, EINVAL when it is before the
+    /// minimum set.
+    pub async fn set_active_set(&self, set: ObjectSet) -> Result<()> {
+        let done = self.write("set_active_set", |e| e.u64(set.0)).await;
+        done.context(format!("cannot set the active set of {self} to {set}"))?;
+        self.notify().await;
+        Ok(())
+    }
+
+    /// Removes the journal with all its entries, whoever is registered. Can be repeated after it was cut off; no error
+    /// when it is gone. Nobody may be writing to it.
+    pub async fn remove(&self) -> Result<()> {
+        let context = || format!("cannot remove {self}");
+        let Some(metadata) = self.mutable().await.optional().context(context())? else { return Ok(()) };
+        let mut set = metadata.minimum_set;
+        // A writer that died may have begun the set after the active one.
+        while self.remove_set(set).await.context(context())? || set <= metadata.active_set {
+            set = ObjectSet(set.0 + 1);
+        }
+        let removed = self.inner.header.remove(self.metadata_object()).await.optional();
+        removed.context(context()).map(drop)
+    }
+
+    /// Removes the objects of a set; answers whether there were any.
+    pub(crate) async fn remove_set(&self, set: ObjectSet) -> Result<bool> {
+        let removals = stream::iter(self.layout().objects(set)).map(|object| async move {
+            Ok(self.inner.data.remove(&self.data_object(object)).await.optional()?.is_some())
+        });
+        let found = removals.buffer_unordered(REMOVALS_IN_FLIGHT);
+        found.try_fold(false, |any, found| async move { Ok::<_, Error>(any | found) }).await
+    }
+
+    /// Watches the metadata object. ENOENT when there is no journal.
+    pub async fn watch(&self) -> Result<JournalWatch> {
+        let watch = self.inner.header.watch(self.metadata_object(), WATCH_TIMEOUT).await;
+        Ok(JournalWatch { watch: watch.context(format!("cannot watch {self}"))? })
+    }
+
+    /// Tells the watchers that the metadata changed. Failing to is no error: they look by themselves from time to time.
+    pub(crate) async fn notify(&self) {
+        if let Err(e) = self.inner.header.notify(self.metadata_object(), Bytes::new(), NOTIFY_TIMEOUT).await {
+            tracing::debug!("a watcher of {self} was not told of a change: {e}");
+        }
+    }
+
+    async fn read(&self, method: &str, input: Bytes) -> Result<Bytes> {
+        self.inner.header.exec(self.metadata_object(), CLASS, method, input).await
+    }
+
+    async fn write(&self, method: &str, input: impl FnOnce(&mut Encoder) -> &mut Encoder) -> Result<()> {
+        let mut e = Encoder::new();
+        input(&mut e);
+        let op = WriteOp::new(self.metadata_object()).exec(CLASS, method, e.finish());
+        self.inner.header.write(op).await.map(drop)
+    }
+
+    /// The value of a key; `None` when there is none, ENOENT when there is no object. The class's methods do not tell
+    /// these apart.
+    async fn value(&self, key: String) -> Result<Option<Bytes>> {
+        let sub = ReadSub::OmapGetByKeys(vec![key]);
+        match self.inner.header.read_one(self.metadata_object(), SnapId::HEAD, sub).await? {
+            ReadAnswer::Omap(page) => Ok(page.entries.into_iter().next().map(|(_, value)| value)),
+            _ => Err(Error::new(libc::EBADMSG, "an omap was read, and something else came")),
+        }
+    }
+}
+
+impl std::fmt::Display for Journal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the journal of image {}", self.inner.image)
+    }
+}
+
+/// A watch on a journal's metadata object. Notifications are acknowledged only while somebody waits for the next event,
+/// and whoever changed the metadata waits for that: up to [`NOTIFY_TIMEOUT`].
+#[derive(Debug)]
+pub struct JournalWatch {
+    watch: Watch,
+}
+
+/// What a [`JournalWatch`] hears.
+#[derive(Debug)]
+pub enum JournalEvent {
+    /// The metadata changed, or may have changed while nothing was heard: read it again.
+    Changed,
+    /// The watch broke; it is being renewed. ENOENT when the journal was removed.
+    Lost(Error),
+}
+
+impl JournalWatch {
+    /// Next event; `None` when the watch is gone for good. Cancel-safe.
+    pub async fn next(&mut self) -> Option<JournalEvent> {
+        match self.watch.next().await? {
+            // Dropping the answer acknowledges.
+            WatchEvent::Notify { .. } | WatchEvent::Restored { .. } => Some(JournalEvent::Changed),
+            WatchEvent::Lost(error) => Some(JournalEvent::Lost(error)),
+        }
+    }
+
+    /// Unregisters and waits until the cluster has forgotten the watch.
+    pub async fn unregister(self) -> Result<()> {
+        self.watch.unregister().await
+    }
+}
+
+fn client_list_input(after: &str) -> Bytes {
+    let mut e = Encoder::new();
+    e.string(after).u64(PAGE_ENTRIES);
+    e.finish()
+}
+
+fn from_decode(error: rados::encoding::DecodeError) -> Error {
+    Error::from(error)
+}
+
+/// The outputs of class methods, one after another.
+fn concatenated(answers: &[ReadAnswer]) -> Bytes {
+    let mut all = Vec::new();
+    for answer in answers {
+        if let ReadAnswer::Data(data) = answer {
+            all.extend_from_slice(data);
+        }
+    }
+    all.into()
+}
