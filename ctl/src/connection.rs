@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use rados::{Cluster, ConnectOptions, IoCtx, Limits, PoolId};
+use bootstrap::PeerConnector;
+use control::{Options, Pool};
+use rados::{Cluster, ConnectOptions, Limits};
 
 use crate::failure::{EXIT_USAGE, Failure};
 use crate::grammar::{ClusterArgs, Request};
@@ -31,17 +33,6 @@ pub struct Site {
     pub ceph_options: BTreeMap<String, String>,
 }
 
-/// A pool or namespace that was found.
-#[derive(Debug, Clone)]
-pub struct Place {
-    /// Its pool.
-    pub pool: PoolId,
-    /// The pool's name.
-    pub pool_name: String,
-    /// Its objects.
-    pub ioctx: IoCtx,
-}
-
 impl Site {
     /// Connects as a request says. What is wrong with its form is told before anything is tried.
     pub async fn connect(request: &Request) -> Result<Site, Failure> {
@@ -59,26 +50,23 @@ impl Site {
         configured.unwrap_or_else(|| DEFAULT_POOL.to_string())
     }
 
-    /// Finds a pool and makes sure that the namespace exists. ENOENT when one of them does not.
-    pub async fn place(&self, spec: &PoolSpec) -> Result<Place, Failure> {
+    /// Opens a pool or namespace. ENOENT when there is no such thing.
+    pub async fn pool(&self, spec: &PoolSpec) -> Result<Pool, Failure> {
         let default = self.default_pool();
-        let pool_name = spec.pool.clone().filter(|pool| !pool.is_empty()).unwrap_or_else(|| default.clone());
-        let pool = match self.cluster.pool_by_name(&pool_name).await {
-            Err(e) if e.is_not_found() && pool_name == default => {
-                let sentence = format!("there is no default pool '{default}': make it, or name another one (--pool)");
-                return Err(Failure::new(libc::ENOENT, sentence));
+        let name = spec.pool.as_ref().filter(|pool| !pool.is_empty()).unwrap_or(&default);
+        let options = Options { cluster_name: self.cluster_name.clone(), ..Options::default() };
+        match Pool::open(&self.cluster, name, &spec.namespace, options).await {
+            Err(e) if e.is_not_found() && *name == default && spec.namespace.is_empty() => {
+                let sentence = format!("{e}: make the default pool, or name another one (--pool)");
+                Err(Failure::new(libc::ENOENT, sentence))
             }
-            Err(e) if e.is_not_found() => {
-                return Err(Failure::new(libc::ENOENT, format!("there is no pool '{pool_name}'")));
-            }
-            pool => pool?,
-        };
-        let ioctx = self.cluster.namespace(pool, &spec.namespace);
-        if !spec.namespace.is_empty() && !rbd::directory::namespaces(&ioctx).await?.contains(&spec.namespace) {
-            let sentence = format!("there is no namespace '{}' in pool '{pool_name}'", spec.namespace);
-            return Err(Failure::new(libc::ENOENT, sentence));
+            pool => Ok(pool?),
         }
-        Ok(Place { pool, pool_name, ioctx })
+    }
+
+    /// Makes connections to peers.
+    pub fn peer_connector(&self) -> PeerConnector {
+        PeerConnector { conf_file: self.conf_file.clone(), options: self.ceph_options.clone() }
     }
 }
 

@@ -6,6 +6,7 @@
 //! Data goes to standard output; everything else (errors, progress, warnings) to standard error.
 #![forbid(unsafe_code)]
 
+pub mod commands;
 pub mod connection;
 pub mod failure;
 pub mod grammar;

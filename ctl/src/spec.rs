@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::LazyLock;
 
+use control::Level;
 use regex::Regex;
 
 use crate::failure::{EXIT_USAGE, Failure};
@@ -57,6 +58,30 @@ pub enum Target {
     Pool(PoolSpec),
     /// One image.
     Image(ImageSpec),
+}
+
+/// What a schedule is for: the narrowest of what is named, or everything.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LevelSpec {
+    /// The pool; the default one when only something within it is named.
+    pub pool: Option<String>,
+    /// The namespace.
+    pub namespace: Option<String>,
+    /// The image.
+    pub image: Option<String>,
+}
+
+impl LevelSpec {
+    /// The level, where `default_pool` is meant when no pool is named.
+    pub fn resolve(&self, default_pool: &str) -> Level {
+        let pool = self.pool.as_deref().filter(|pool| !pool.is_empty()).unwrap_or(default_pool);
+        match (&self.image, &self.namespace, &self.pool) {
+            (Some(image), namespace, _) => Level::image(pool, namespace.as_deref().unwrap_or_default(), image),
+            (None, Some(namespace), _) => Level::namespace(pool, namespace),
+            (None, None, Some(_)) => Level::pool(pool),
+            (None, None, None) => Level::global(),
+        }
+    }
 }
 
 /// The words behind a command, in order.
@@ -127,34 +152,24 @@ pub fn image(args: &ImageArgs, words: &mut Positionals) -> Result<ImageSpec, Fai
     Ok(ImageSpec { place: PoolSpec { pool: parts.pool.or_else(|| args.pool.clone()), namespace }, image: parts.name })
 }
 
-/// What a schedule is for, as the manager wants to hear it; a leading `/` stands for the default pool.
-pub fn level(args: &LevelArgs) -> Result<String, Failure> {
-    let given = |option: &Option<String>| option.clone().unwrap_or_default();
+/// What a schedule is for.
+pub fn level(args: &LevelArgs) -> Result<LevelSpec, Failure> {
+    let (pool, namespace) = (args.pool.clone(), args.namespace.clone());
     let Some(word) = &args.image else {
-        return Ok(match (&args.namespace, &args.pool) {
-            (Some(namespace), _) => format!("{}/{namespace}/", given(&args.pool)),
-            (None, Some(pool)) => format!("{pool}/"),
-            (None, None) => String::new(),
-        });
+        return Ok(LevelSpec { pool, namespace, image: None });
     };
     let parts = split(&STRICT, word).ok_or_else(|| bad_image(word))?;
     if parts.snapshot.is_some() {
         let sentence = format!("'{word}' names a snapshot, but schedules are for whole images");
         return Err(Failure::invalid(sentence));
     }
-    for (option, name) in [(&args.pool, "pool"), (&args.namespace, "namespace")] {
+    for (option, name) in [(&pool, "pool"), (&namespace, "namespace")] {
         if parts.pool.is_some() && option.is_some() {
             let sentence = format!("the {name} is named twice: by --{name} and in '{word}'");
             return Err(Failure::invalid(sentence));
         }
     }
-    let pool = args.pool.clone().or(parts.pool).unwrap_or_default();
-    let namespace = args.namespace.clone().or(parts.namespace).unwrap_or_default();
-    Ok(if namespace.is_empty() {
-        format!("{pool}/{}", parts.name)
-    } else {
-        format!("{pool}/{namespace}/{}", parts.name)
-    })
+    Ok(LevelSpec { pool: pool.or(parts.pool), namespace: namespace.or(parts.namespace), image: Some(parts.name) })
 }
 
 /// What one of our own commands works on; `None` when nothing was named.
@@ -307,14 +322,14 @@ mod tests {
             ("", "", "", ""),
             ("p", "", "", "p/"),
             ("p", "n", "", "p/n/"),
-            ("", "n", "", "/n/"),
+            ("", "n", "", "rbd/n/"),
             ("p", "n", "i", "p/n/i"),
             ("", "", "p/i", "p/i"),
             ("", "", "p/n/i", "p/n/i"),
-            ("", "", "i", "/i"),
+            ("", "", "i", "rbd/i"),
         ];
         for (pool, namespace, image, spec) in expected {
-            assert_eq!(of(pool, namespace, image).unwrap(), spec);
+            assert_eq!(of(pool, namespace, image).unwrap().resolve("rbd").spec(), spec);
         }
         assert!(of("p", "", "q/i").is_err());
         assert!(of("", "n", "q/i").is_err());

@@ -93,6 +93,13 @@ pub async fn all_closed(timeout: Duration) -> bool {
     crate::librados::all_closed(timeout).await
 }
 
+/// Ends the process with `code` once every connection that was dropped is closed, at the latest after `timeout`. Unlike an
+/// ordinary exit, this is safe also while a connection is held by a call that waits for a lost cluster. Output must have
+/// been flushed before. Blocks: not for an async worker thread.
+pub fn end_process(code: u8, timeout: Duration) -> ! {
+    crate::librados::end_process(code, timeout)
+}
+
 /// A connected cluster: cheap to clone, closed when the last clone and everything opened from it is gone.
 #[derive(Clone)]
 pub struct Cluster {

@@ -9,11 +9,18 @@ use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use super::{Cli, PROGRAM};
+use super::{Cli, PROGRAM, fish};
 
 /// Writes the completions for a shell.
-pub fn completions(shell: Shell, out: &mut impl Write) {
-    clap_complete::generate(shell, &mut Cli::command(), PROGRAM, out);
+pub fn completions(shell: Shell, out: &mut impl Write) -> io::Result<()> {
+    let mut definition = Cli::command();
+    if shell == Shell::Fish {
+        definition.build();
+        return out.write_all(fish::completions(&definition).as_bytes());
+    }
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut definition, PROGRAM, &mut text);
+    out.write_all(&text)
 }
 
 /// Writes the man page (roff).
@@ -56,9 +63,10 @@ fn describe(command: &Command, out: &mut impl Write) -> io::Result<()> {
     man.render_description_section(&mut sections)?;
     man.render_options_section(&mut sections)?;
     let text = String::from_utf8_lossy(&sections);
+    let synopsis = whole_name.replace('-', "\\-");
     for line in text.lines().filter(|line| !line.starts_with(".SH") && !line.starts_with(".ie") && !line.starts_with(".el")) {
         writeln!(out, "{line}")?;
-        if line.contains(whole_name) && !whole_name.is_empty() {
+        if line.contains(&synopsis) {
             writeln!(out, ".PP")?;
         }
     }
@@ -82,14 +90,14 @@ mod tests {
             assert!(text.contains(words), "{words}");
         }
         assert!(text.contains(".SS \"failover\"") && text.contains("--emergency"));
-        assert_eq!(text.matches("--keyring").count(), 1, "what is common is told once");
+        assert_eq!(text.matches("--keyring\\fR \\fI").count(), 1, "what is common is told once");
     }
 
     #[test]
     fn completions_know_commands_and_options() {
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
             let mut out = Vec::new();
-            completions(shell, &mut out);
+            completions(shell, &mut out).unwrap();
             let text = String::from_utf8(out).unwrap();
             for word in ["bootstrap", "failover", "skip-quiesce"] {
                 assert!(text.contains(word), "{shell}: {word}");

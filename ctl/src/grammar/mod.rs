@@ -10,6 +10,7 @@
 //! Reference: `src/tools/rbd/Shell.cc`, `src/tools/rbd/ArgumentTypes.cc`, `src/tools/rbd/action/Mirror*.cc`,
 //! `src/common/ceph_argparse.cc`.
 
+mod fish;
 pub mod manual;
 pub mod own;
 pub mod rbd;

@@ -1,13 +1,18 @@
-//! How data is printed.
+//! How data is printed: data to standard output, everything else to standard error.
 
+pub mod bar;
 pub mod document;
 pub mod table;
 pub mod time;
 
+use std::io::{ErrorKind, Write};
+
+pub use bar::Bar;
 pub use document::Document;
 pub use table::Table;
 
 use crate::failure::Failure;
+use crate::grammar::PROGRAM;
 use crate::grammar::rbd::{Format, FormatArgs};
 
 /// The document that the options ask for; `None` for plain text.
@@ -20,4 +25,21 @@ pub fn document(args: &FormatArgs) -> Result<Option<Document>, Failure> {
         }
         _ => Ok(None),
     }
+}
+
+/// Prints data. That nobody reads it (any more) is no failure.
+pub fn put(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::new(e.raw_os_error().unwrap_or(libc::EIO), format!("cannot write the output: {e}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints a sentence for people.
+pub fn complain(sentence: &str) {
+    // There is nowhere left to say that this failed.
+    let _ = writeln!(std::io::stderr().lock(), "{PROGRAM}: {sentence}");
 }

@@ -55,6 +55,11 @@ pub(crate) async fn all_closed(timeout: Duration) -> bool {
     blocking::on_own_thread(move || Ok(closing::wait_all_closed(timeout))).await.unwrap_or(false)
 }
 
+/// Ends the process with `code` once every connection is closed, or after `timeout`.
+pub(crate) fn end_process(code: u8, timeout: Duration) -> ! {
+    closing::end_process(code, timeout)
+}
+
 /// A connection as a backend.
 struct Librados {
     connection: Arc<Connection>,
