@@ -47,9 +47,9 @@ const DIFFERENCES_MAX: usize = 10_000;
 /// How to verify.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Objects compared at the same time.
+    /// Objects of one image compared at the same time, as far as the pace allows.
     pub parallel: usize,
-    /// The rate.
+    /// The pace, shared by all images.
     pub pace: Arc<Pace>,
     /// How long a batch lasts.
     pub batch: Duration,

@@ -10,7 +10,10 @@ pub mod commands;
 pub mod connection;
 pub mod failure;
 pub mod grammar;
+pub mod other_site;
 pub mod output;
+pub mod record;
 pub mod spec;
+pub mod targets;
 
 pub use failure::Failure;

@@ -42,7 +42,7 @@ pub async fn object(
 ) -> Result<Outcome, VerifyError> {
     let layout = primary.image().layout();
     let used = layout.used_bytes(object, primary.size().max(copy.size()));
-    pace.turn(1, used).await;
+    let _turn = pace.turn(used).await;
     let ranges = layout.image_extents(object, Extent::new(0, used));
     let mut bytes = 0;
     if layout == copy.image().layout() {

@@ -8,6 +8,7 @@ mod peer;
 mod pool;
 mod schedule;
 mod show;
+mod verify;
 #[allow(missing_docs,unused)] mod pending;
 
 use ::bootstrap::site_name;
@@ -32,7 +33,8 @@ pub async fn run(request: &Request) -> Result<(), Failure> {
         }
         Command::Completions { shell } => generated(|text| manual::completions(*shell, text)),
         Command::Man => generated(manual::page),
-        Command::Status(_) | Command::Failover(_) | Command::Failback(_) | Command::Verify(_) => todo!(),
+        Command::Verify(args) => verify::run(request, args).await,
+        Command::Status(_) | Command::Failover(_) | Command::Failback(_) => todo!(),
     }
 }
 
