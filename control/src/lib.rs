@@ -14,15 +14,29 @@
 //! Reference: `src/librbd/api/Mirror.cc`, `src/librbd/mirror/`, `src/tools/rbd/action/Mirror*.cc`.
 #![forbid(unsafe_code)]
 
+mod bulk;
+pub mod config;
 pub mod daemons;
+mod demote;
+mod disable;
+mod enable;
 mod info;
+mod mode;
+mod peers;
 pub mod pool;
+mod primary;
+mod promote;
 pub mod report;
 pub mod schedule;
+mod session;
 mod status;
 pub mod verify;
+mod wishes;
 
+pub use bulk::{Done, PoolOutcome, Progress};
+pub use config::Quiesce;
 pub use pool::{Options, Pool};
+pub use promote::{ContinuesFrom, Promotion};
 pub use report::{
     Daemon, Health, ImageInfo, ImageStatus, PeerInfo, PoolInfo, PoolStatus, PrimarySnapshot, Role,
     SiteReport, StateCount,

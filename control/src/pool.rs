@@ -1,12 +1,15 @@
 //! The handle: a pool, or one of its namespaces.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bootstrap::peers::Peers;
+use deep_copy::ids::SnapIds;
 use rados::error::ResultExt;
 use rados::{Cluster, Error, IoCtx, PoolId, Result};
 use rbd::directory;
 use rbd::mirroring::Mirroring;
+use tokio::sync::OnceCell;
 
 /// What an operator may set.
 #[derive(Debug, Clone)]
@@ -36,6 +39,10 @@ pub(crate) struct Inner {
     pub(crate) name: String,
     pub(crate) ioctx: IoCtx,
     pub(crate) options: Options,
+    /// Metadata of the pool, where configuration may be overridden.
+    pub(crate) overrides: OnceCell<BTreeMap<String, String>>,
+    /// Snapshot ids allocated ahead, by data pool.
+    snap_ids: Mutex<BTreeMap<PoolId, SnapIds>>,
 }
 
 impl Pool {
@@ -47,8 +54,13 @@ impl Pool {
             let what = format!("namespace '{namespace}' of pool '{pool}' does not exist");
             return Err(Error::new(libc::ENOENT, what));
         }
-        let inner = Inner { cluster: cluster.clone(), name: pool.to_string(), ioctx, options };
-        Ok(Pool { inner: Arc::new(inner) })
+        Ok(Pool::of(cluster, pool, ioctx, options))
+    }
+
+    fn of(cluster: &Cluster, name: &str, ioctx: IoCtx, options: Options) -> Pool {
+        let (cluster, name) = (cluster.clone(), name.to_string());
+        let (overrides, snap_ids) = (OnceCell::new(), Mutex::default());
+        Pool { inner: Arc::new(Inner { cluster, name, ioctx, options, overrides, snap_ids }) }
     }
 
     /// The cluster.
@@ -87,9 +99,21 @@ impl Pool {
         Ok(images.context(format!("cannot list the images of {self}"))?.into_keys().collect())
     }
 
+    /// Another namespace of the same pool; that it exists is for the caller to know.
+    pub(crate) fn in_namespace(&self, namespace: &str) -> Pool {
+        let ioctx = self.ioctx().with_namespace(namespace);
+        Pool::of(self.cluster(), self.name(), ioctx, self.options().clone())
+    }
+
     /// Its peers: those of the pool, whichever the namespace.
     pub fn peers(&self) -> Peers {
         Peers::new(self.cluster(), self.id(), &self.options().cluster_name)
+    }
+
+    /// The reserve of snapshot ids of a data pool. It begins to be filled when it is first asked for.
+    pub(crate) fn snap_ids(&self, data: &IoCtx) -> SnapIds {
+        let mut reserves = self.inner.snap_ids.lock().unwrap_or_else(PoisonError::into_inner);
+        reserves.entry(data.pool_id()).or_insert_with(|| SnapIds::new(data.clone(), 1)).clone()
     }
 
     pub(crate) fn mirroring(&self) -> Mirroring {

@@ -265,11 +265,11 @@ fn display_option<T: fmt::Display, S: Serializer>(
     }
 }
 
-fn seconds<S: Serializer>(value: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn seconds<S: Serializer>(value: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u32(value.seconds)
 }
 
-fn snap<S: Serializer>(value: &SnapId, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn snap<S: Serializer>(value: &SnapId, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u64(value.0)
 }
 

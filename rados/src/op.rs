@@ -200,6 +200,8 @@ pub enum WriteSub {
     Truncate(u64),
     /// Removes the object (its clones stay).
     Remove,
+    /// Makes the object what it was at a snapshot; removes it when it was not there then.
+    Rollback(SnapId),
     /// Hints the expected object and write size in bytes to the allocator.
     AllocHint {
         /// Expected object size in bytes.

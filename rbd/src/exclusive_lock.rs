@@ -130,6 +130,7 @@ impl LockReport {
 pub struct ExclusiveLock {
     ioctx: IoCtx,
     image: ImageId,
+    client: ClientId,
     commands: mpsc::UnboundedSender<Command>,
     report: watch::Receiver<LockReport>,
 }
@@ -146,8 +147,14 @@ impl ExclusiveLock {
             owner: None,
             header_updates: 0,
         });
+        let client = header.client_id();
         tokio::spawn(Task::new(ioctx, image, options, header, publish).run(inbox));
-        Ok(ExclusiveLock { ioctx: ioctx.clone(), image: image.clone(), commands, report })
+        Ok(ExclusiveLock { ioctx: ioctx.clone(), image: image.clone(), client, commands, report })
+    }
+
+    /// By which others knew us when the watch began.
+    pub fn client_id(&self) -> ClientId {
+        self.client
     }
 
     /// What is going on, and the way to wait for changes of it.

@@ -17,6 +17,7 @@ pub mod managed_lock;
 pub mod mirroring;
 pub mod object_map;
 pub mod remove;
+pub mod rollback;
 pub mod snapshots;
 pub mod trash;
 pub mod types;

@@ -106,6 +106,16 @@ impl Mirroring {
         }
     }
 
+    /// True when the OSDs know of remote namespaces, and of the mode init-only, which came with them.
+    pub async fn supports_remote_namespace(&self) -> Result<bool> {
+        match self.read("mirror_remote_namespace_get", |e| e, |d| d.string()).await {
+            Ok(_) => Ok(true),
+            Err(e) if e.is_not_found() => Ok(true),
+            Err(e) if e.is(libc::EOPNOTSUPP) => Ok(false),
+            Err(e) => Err(e.context("cannot tell whether the OSDs know of remote namespaces")),
+        }
+    }
+
     /// Sets the peer's namespace. EINVAL while mirroring is enabled, EOPNOTSUPP when the OSDs know no such thing.
     pub async fn set_remote_namespace(&self, namespace: &str) -> Result<()> {
         let set = self.write("mirror_remote_namespace_set", |e| e.string(namespace)).await;

@@ -137,11 +137,51 @@ pub async fn invalidate_object_map(image: &Image, header: &ImageHeader, snap: Sn
     HeaderUpdate::of(image.id()).set_flags(flags, flags, snap).apply(image.header_ioctx()).await
 }
 
+/// Removes snapshots, oldest first, as [`remove`] removes each; the ids are given back all at once, in one round of the
+/// monitors. Answers with those that are kept for their clones.
+pub async fn remove_all(image: &Image, header: &ImageHeader, ids: &[SnapId]) -> Result<Vec<SnapId>> {
+    let mut left = header.clone();
+    let (mut prepared, mut kept) = (Vec::new(), Vec::new());
+    let mut ids = ids.to_vec();
+    ids.sort_unstable();
+    for id in ids {
+        match prepare_removal(image, &left, id).await? {
+            Some(Removal::KeptForClones) => {
+                kept.push(id);
+                continue;
+            }
+            Some(Removal::Gone) => {}
+            None => prepared.push(id),
+        }
+        left.snapshots.remove(&id);
+    }
+    let given_back = prepared.iter().map(|id| async { image.data_ioctx().snap_remove(*id).await.optional() });
+    let what = || format!("cannot remove snapshots of image {}", image.id());
+    futures::future::try_join_all(given_back).await.context(what())?;
+    for id in prepared {
+        let removed = HeaderUpdate::of(image.id()).snapshot_remove(id).apply(image.header_ioctx()).await;
+        removed.optional().context(what())?;
+    }
+    Ok(kept)
+}
+
 /// Removes a snapshot. `header` must be fresh, in that all snapshots of the image are in it. Nothing is done when the
 /// snapshot is not in it. EBUSY when it is protected.
 pub async fn remove(image: &Image, header: &ImageHeader, id: SnapId) -> Result<Removal> {
+    if let Some(removal) = prepare_removal(image, header, id).await? {
+        return Ok(removal);
+    }
+    let what = || format!("cannot remove snapshot {id} of image {}", image.id());
+    image.data_ioctx().snap_remove(id).await.optional().context(what())?;
+    let removed = HeaderUpdate::of(image.id()).snapshot_remove(id).apply(image.header_ioctx()).await;
+    removed.optional().context(what())?;
+    Ok(Removal::Gone)
+}
+
+/// Does all of a removal but giving back the id and removing the record; `None` when these are left to be done.
+async fn prepare_removal(image: &Image, header: &ImageHeader, id: SnapId) -> Result<Option<Removal>> {
     let Some(snap) = header.snapshots.get(&id) else {
-        return Ok(Removal::Gone);
+        return Ok(Some(Removal::Gone));
     };
     let what = || format!("cannot remove snapshot '{}' ({id}) of image {}", snap.name, image.id());
     if !matches!(snap.namespace, SnapshotNamespace::Trash { .. }) {
@@ -149,12 +189,12 @@ pub async fn remove(image: &Image, header: &ImageHeader, id: SnapId) -> Result<R
         match trash {
             Err(error) if error.is(libc::EEXIST) => {}
             // Somebody else removed it meanwhile.
-            Err(error) if error.is_not_found() => return Ok(Removal::Gone),
+            Err(error) if error.is_not_found() => return Ok(Some(Removal::Gone)),
             other => other.context(what())?,
         }
     }
     if has_living_children(image, id).await.context(what())? {
-        return Ok(Removal::KeptForClones);
+        return Ok(Some(Removal::KeptForClones));
     }
     if is_last_reference_to_parent(header, snap) {
         children::detach_child(image, header).await.context(what())?;
@@ -165,10 +205,7 @@ pub async fn remove(image: &Image, header: &ImageHeader, id: SnapId) -> Result<R
     if has_image_state(&snap.namespace) {
         crate::image_state::remove_image_state(image.header_ioctx(), image.id(), id).await.context(what())?;
     }
-    image.data_ioctx().snap_remove(id).await.optional().context(what())?;
-    let removed = HeaderUpdate::of(image.id()).snapshot_remove(id).apply(image.header_ioctx()).await;
-    removed.optional().context(what())?;
-    Ok(Removal::Gone)
+    Ok(None)
 }
 
 /// True when v2 clones are registered. Those in pools that are gone are struck out.

@@ -28,6 +28,7 @@
 //! Reference: `src/librbd/WatchNotifyTypes.cc`, `src/librbd/ImageWatcher.cc`,
 //! `src/librbd/image_watcher/NotifyLockOwner.cc`.
 
+pub mod quiesce;
 mod watch;
 
 use std::time::Duration;
@@ -44,6 +45,16 @@ pub use watch::{HeaderEvent, HeaderWatch, Responder};
 
 /// How long a notification waits for answers: librbd's value.
 pub const NOTIFY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Flags of [`Operation::SnapCreate`] (`SNAP_CREATE_FLAG_*`).
+pub mod snap_create_flags {
+    /// Leave the object maps alone.
+    pub const SKIP_OBJECT_MAP: u64 = 1 << 0;
+    /// Ask nobody to stop writing.
+    pub const SKIP_QUIESCE: u64 = 1 << 1;
+    /// Make the snapshot although somebody does not stop writing.
+    pub const IGNORE_QUIESCE_ERROR: u64 = 1 << 2;
+}
 
 /// Version that this program writes and knows.
 const VERSION: u8 = 7;
@@ -115,7 +126,7 @@ pub enum Operation {
         namespace: SnapshotNamespace,
         /// Its name.
         name: String,
-        /// `SNAP_CREATE_FLAG_*`: 1 skip quiescing, 2 ignore that it fails.
+        /// Of [`snap_create_flags`].
         flags: u64,
     },
     /// Remove a snapshot.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use bootstrap::{ImportDirection, Token, create_token};
 
-use super::{peer, set_site_name, pending::*};
+use super::{peer, set_site_name};
 use crate::connection::Site;
 use crate::failure::Failure;
 use crate::grammar::Request;

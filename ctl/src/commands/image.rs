@@ -1,6 +1,6 @@
 //! `mirror image …`
 
-use super::pending::*;
+use control::Quiesce;
 use rbd::mirroring::MirrorImageMode;
 
 use super::show;
@@ -59,7 +59,7 @@ pub async fn run(request: &Request, command: &ImageCommand) -> Result<(), Failur
                 (false, false) => Quiesce::Required,
             };
             let pool = Site::connect(request).await?.pool(&spec.place).await?;
-            let snap = pool.snapshot(&spec.image, quiesce).await?;
+            let snap = pool.snapshot(&spec.image, Some(quiesce)).await?;
             output::put(&format!("Snapshot ID: {snap}\n"))
         }
         ImageCommand::Status { image, format } => {

@@ -9,7 +9,6 @@ mod pool;
 mod schedule;
 mod show;
 mod verify;
-#[allow(missing_docs,unused)] mod pending;
 
 use ::bootstrap::site_name;
 

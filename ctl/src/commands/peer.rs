@@ -10,7 +10,6 @@ use control::Pool;
 use rbd::mirroring::{MirrorMode, Mirroring, PeerDirection};
 use regex::Regex;
 
-use super::pending::*;
 use crate::connection::Site;
 use crate::failure::Failure;
 use crate::grammar::Request;
@@ -20,8 +19,6 @@ use crate::spec::{self, PoolSpec, Positionals};
 
 /// `[CLIENT@]CLUSTER`
 static REMOTE: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"^(?:(client\.[^@]+)@)?([^/@]+)$").ok());
-static UUID: LazyLock<Option<Regex>> =
-    LazyLock::new(|| Regex::new(r"^(?i)[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$").ok());
 /// What can be set of a peer.
 const KEYS: [&str; 6] = ["client", "cluster", "direction", "key-file", "mon-host", "site-name"];
 /// Bytes of a key file that are looked at.
@@ -157,10 +154,8 @@ fn take_uuid(words: &mut Positionals) -> Result<String, Failure> {
     let uuid = words.take().ok_or_else(|| {
         Failure::invalid("no peer was named; name it by its uuid, which `mirror pool info` shows")
     })?;
-    match UUID.as_ref().is_some_and(|pattern| pattern.is_match(&uuid)) {
-        true => Ok(uuid),
-        false => Err(Failure::invalid(format!("'{uuid}' is not a uuid"))),
-    }
+    Pool::check_peer_uuid(&uuid)?;
+    Ok(uuid)
 }
 
 fn take_key(words: &mut Positionals) -> Result<String, Failure> {

@@ -1,6 +1,6 @@
 //! `mirror pool enable|disable|info|status|promote|demote`
 
-use super::pending::*;
+use control::{PoolOutcome, Progress};
 use rbd::mirroring::MirrorMode;
 
 use super::{set_site_name, show};
@@ -73,7 +73,7 @@ pub async fn run(request: &Request, command: &PoolCommand) -> Result<(), Failure
             let bar = Bar::new("promoting", "images");
             let outcome = pool.promote_all(*force, |progress| advance(&bar, &progress)).await?;
             bar.finish();
-            finished(&outcome, "Promoted", "promote")
+            finished(&outcome, "Promoted")
         }
         PoolCommand::Demote { pool } => {
             let mut words = Positionals::new([&pool.pool_spec]);
@@ -83,7 +83,7 @@ pub async fn run(request: &Request, command: &PoolCommand) -> Result<(), Failure
             let bar = Bar::new("demoting", "images");
             let outcome = pool.demote_all(|progress| advance(&bar, &progress)).await?;
             bar.finish();
-            finished(&outcome, "Demoted", "demote")
+            finished(&outcome, "Demoted")
         }
         // Peers have modules of their own.
         PoolCommand::Peer(_) => Ok(()),
@@ -105,11 +105,11 @@ fn advance(bar: &Bar, progress: &Progress<'_>) {
 }
 
 /// Tells how many images were changed; fails with the error of the first image, by name, that could not be.
-fn finished(outcome: &PoolOutcome, did: &str, what: &str) -> Result<(), Failure> {
+fn finished(outcome: &PoolOutcome, did: &str) -> Result<(), Failure> {
     output::put(&format!("{did} {} mirrored images\n", outcome.changed.len()))?;
-    let Some((_, first)) = outcome.failed.iter().min_by_key(|(image, _)| image) else { return Ok(()) };
-    for (image, error) in &outcome.failed {
-        output::complain(&format!("cannot {what} image '{image}': {error}"));
+    let Some(first) = outcome.first_error() else { return Ok(()) };
+    for (_, error) in &outcome.failed {
+        output::complain(&error.to_string());
     }
     let sentence = format!("{} of the images could not be changed; see above", outcome.failed.len());
     Err(Failure::new(first.errno(), sentence))

@@ -213,6 +213,7 @@ unsafe extern "C" {
     pub fn rs_write_zero(write: *mut RsWrite, offset: u64, length: u64);
     pub fn rs_write_truncate(write: *mut RsWrite, size: u64);
     pub fn rs_write_remove(write: *mut RsWrite);
+    pub fn rs_write_rollback(write: *mut RsWrite, snap: u64);
     pub fn rs_write_alloc_hint(write: *mut RsWrite, object_size: u64, write_size: u64);
     pub fn rs_write_setxattr(write: *mut RsWrite, name: Slice, value: Slice);
     pub fn rs_write_rmxattr(write: *mut RsWrite, name: Slice);

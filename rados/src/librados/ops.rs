@@ -505,6 +505,7 @@ impl Writing {
                 WriteSub::Zero(extent) => ffi::rs_write_zero(write, extent.offset, extent.length),
                 WriteSub::Truncate(size) => ffi::rs_write_truncate(write, *size),
                 WriteSub::Remove => ffi::rs_write_remove(write),
+                WriteSub::Rollback(snap) => ffi::rs_write_rollback(write, snap.0),
                 WriteSub::AllocHint { object_size, write_size } => {
                     ffi::rs_write_alloc_hint(write, *object_size, *write_size);
                 }

@@ -319,6 +319,8 @@ void rs_write_truncate(rs_write *w, uint64_t size) noexcept { w->op.truncate(siz
 
 void rs_write_remove(rs_write *w) noexcept { w->op.remove(); }
 
+void rs_write_rollback(rs_write *w, uint64_t snap) noexcept { w->op.selfmanaged_snap_rollback(snap); }
+
 void rs_write_alloc_hint(rs_write *w, uint64_t object_size, uint64_t write_size) noexcept
 {
   w->op.set_alloc_hint(object_size, write_size);

@@ -1,0 +1,91 @@
+//! Making an image primary no more, in snapshot mode: lock, read-only, last primary snapshot (demoted), prune.
+//!
+//! The image is read-only from before the snapshot is made, so that the snapshot holds the last that was written. A
+//! demotion that was cut off behind the record of that snapshot is finished when it is asked for again.
+//!
+//! Reference: `src/librbd/mirror/DemoteRequest.cc`, `src/librbd/mirror/snapshot/DemoteRequest.cc`.
+
+use rados::error::ResultExt;
+use rados::{Error, Result, SnapId};
+use rbd::ImageHeader;
+use rbd::header_update::HeaderUpdate;
+use rbd::mirroring::{GlobalImageId, MirrorImageMode};
+use rbd::types::{Features, MirrorSnapshotState, Snapshot};
+
+use crate::bulk::Done;
+use crate::config::Quiesce;
+use crate::info::newest_mirror_snapshot;
+use crate::pool::Pool;
+use crate::primary::Purpose;
+use crate::report::ImageInfo;
+use crate::session::Session;
+
+/// The last primary snapshot of a demotion that was cut off.
+pub(crate) fn unfinished_demotion(header: &ImageHeader) -> Option<SnapId> {
+    let newest = newest_mirror_snapshot(header)?;
+    let mirror = newest.mirror()?;
+    (mirror.state == MirrorSnapshotState::PrimaryDemoted && !mirror.complete).then_some(newest.id)
+}
+
+impl Pool {
+    /// Makes an image primary no more. EINVAL when it is not mirrored or not primary, EROFS when the owner of its lock
+    /// does not give it up. A demotion that was cut off is finished.
+    pub async fn demote(&self, image: &str) -> Result<()> {
+        let what = || format!("cannot demote image '{}'", self.image_spec(image));
+        let session = Session::open(self, image).await.context(what())?;
+        session.run(async |session| session.demote().await).await.context(what())
+    }
+}
+
+impl Session {
+    async fn demote(&mut self) -> Result<()> {
+        let (info, global_id) = self.enabled_info().await?;
+        match info.mode {
+            Some(MirrorImageMode::Snapshot) => self.demote_by_snapshot(&info, &global_id).await,
+            _ => Err(Error::new(libc::EOPNOTSUPP, "its mirroring mode is not known")),
+        }
+    }
+
+    /// Makes an image primary no more that is mirrored and primary, and finishes a demotion that was cut off.
+    pub(crate) async fn demote_if_primary(&mut self) -> Result<Done> {
+        let mirror = self.pool.mirroring().image(self.image().id()).await?;
+        let info = self.info(mirror).await?;
+        if !info.is_enabled() || (!info.is_primary() && unfinished_demotion(self.header()).is_none()) {
+            return Ok(Done::PassedOver);
+        }
+        self.demote().await.map(|()| Done::Changed)
+    }
+
+    async fn demote_by_snapshot(&mut self, info: &ImageInfo, global_id: &GlobalImageId) -> Result<()> {
+        if unfinished_demotion(self.header()).is_none() {
+            self.refuse_unless_primary(info)?;
+        }
+        self.acquire().await?;
+        if let Some(snap) = unfinished_demotion(self.header()) {
+            self.finish_primary_snapshot(snap).await?;
+            let peers = self.pool.pulling_peers().await?;
+            return self.prune(&peers).await;
+        }
+        // Whoever had the lock may have demoted it.
+        let primary = |snapshot: &Snapshot| {
+            snapshot.mirror().is_some_and(|mirror| mirror.state == MirrorSnapshotState::Primary)
+        };
+        if !newest_mirror_snapshot(self.header()).is_some_and(primary) {
+            return Err(Error::new(libc::EINVAL, "it is not primary any more"));
+        }
+        let image = self.image();
+        let read_only =
+            HeaderUpdate::of(image.id()).set_features(Features::NON_PRIMARY, Features::NON_PRIMARY);
+        read_only.apply(image.header_ioctx()).await?;
+        self.changed();
+        self.refresh().await?;
+        self.create_primary_snapshot(Purpose::Demote, global_id, Quiesce::Skip).await.map(drop)
+    }
+
+    pub(crate) fn refuse_unless_primary(&self, info: &ImageInfo) -> Result<()> {
+        if info.is_primary() {
+            return Ok(());
+        }
+        Err(Error::new(libc::EINVAL, "it is not primary"))
+    }
+}

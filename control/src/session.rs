@@ -1,0 +1,177 @@
+//! An image opened to be changed: watched, and locked when a change needs that.
+//!
+//! Who may write to an image is the owner of its exclusive lock. What librbd leaves to him is left to him here, too, and
+//! what librbd takes the lock for it is taken for. An image without that feature is changed as it is.
+//!
+//! Invariants: the header was read after the watch began, and again after the lock was got; the lock is given up, and the
+//! watch with it, when the session is closed.
+//!
+//! Reference: `src/librbd/Operations.cc` (`C_InvokeAsyncRequest`).
+
+use std::time::Duration;
+
+use rados::error::ResultExt;
+use rados::{Error, Result, SnapId};
+use rbd::exclusive_lock::{Delegated, ExclusiveLock, LockOptions, RequestPolicy};
+use rbd::image::OpenImage;
+use rbd::mirroring::{GlobalImageId, MirrorImage};
+use rbd::types::ImageId;
+use rbd::watch_notify::{Operation, notify_header_update};
+use rbd::{Features, Image, ImageHeader, directory};
+
+use crate::info::{info, journal_role, snapshot_role};
+use crate::pool::Pool;
+use crate::report::{ImageInfo, Role};
+
+/// How long the cluster remembers a silent watcher: librbd's value.
+const WATCH_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// An open image.
+pub(crate) struct Session {
+    pub(crate) pool: Pool,
+    pub(crate) open: OpenImage,
+    lock: ExclusiveLock,
+    /// It was changed in a way that nobody was told of yet.
+    untold: bool,
+}
+
+impl Session {
+    /// Opens an image by its name. ENOENT when there is none.
+    pub(crate) async fn open(pool: &Pool, name: &str) -> Result<Session> {
+        let id = directory::id_of(pool.ioctx(), name).await?;
+        Session::open_id(pool, &id, name).await
+    }
+
+    /// Opens an image by its id; `name` may be empty when it does not matter.
+    pub(crate) async fn open_id(pool: &Pool, id: &ImageId, name: &str) -> Result<Session> {
+        let features = ImageHeader::read(pool.ioctx(), id).await?.features;
+        let options = LockOptions {
+            // Whoever asks for the lock is told to wait, and has it when the session is closed.
+            policy: RequestPolicy::HandOver,
+            object_map: features.has(Features::OBJECT_MAP),
+            watch_timeout: WATCH_TIMEOUT,
+        };
+        let lock = ExclusiveLock::open(pool.ioctx(), id, options).await?;
+        let header = match ImageHeader::read(pool.ioctx(), id).await {
+            Ok(header) => header,
+            Err(error) => {
+                close(lock).await;
+                return Err(error);
+            }
+        };
+        let image = Image::of(pool.ioctx(), name, &header);
+        Ok(Session { pool: pool.clone(), open: OpenImage { image, header }, lock, untold: false })
+    }
+
+    pub(crate) fn image(&self) -> &Image {
+        &self.open.image
+    }
+
+    pub(crate) fn header(&self) -> &ImageHeader {
+        &self.open.header
+    }
+
+    pub(crate) fn lock(&self) -> &ExclusiveLock {
+        &self.lock
+    }
+
+    /// As people call the image.
+    pub(crate) fn spec(&self) -> String {
+        self.pool.image_spec(self.image().name())
+    }
+
+    pub(crate) async fn refresh(&mut self) -> Result<()> {
+        self.open.refresh().await
+    }
+
+    /// The image's mirroring as its metadata and its open header tell it.
+    pub(crate) async fn info(&self, mirror: Option<MirrorImage>) -> Result<ImageInfo> {
+        use rbd::mirroring::MirrorImageMode::{Journal, Snapshot, Unknown};
+        let (image, none) = (self.image(), (Role::NonPrimary, String::new()));
+        let role = match mirror.as_ref().map(|mirror| mirror.mode) {
+            None => none,
+            Some(Snapshot) => snapshot_role(self.header()),
+            Some(Journal) => journal_role(image.header_ioctx(), image.id()).await?,
+            Some(mode @ Unknown(_)) => {
+                let what = format!("image '{}' is mirrored in mode {mode}, which is not known", self.spec());
+                return Err(Error::new(libc::EOPNOTSUPP, what));
+            }
+        };
+        Ok(info(image.name(), image.id(), mirror, role))
+    }
+
+    /// The image's mirroring; EINVAL unless it is mirrored.
+    pub(crate) async fn enabled_info(&self) -> Result<(ImageInfo, GlobalImageId)> {
+        let mirror = self.pool.mirroring().image(self.image().id()).await?;
+        let info = self.info(mirror).await?;
+        self.pool.require_enabled(&info)?;
+        let global_id = info.global_id.clone();
+        let no_id = || Error::new(libc::EINVAL, format!("image '{}' has no global id", self.spec()));
+        Ok((info, global_id.ok_or_else(no_id)?))
+    }
+
+    fn lockable(&self) -> bool {
+        self.header().features.has(Features::EXCLUSIVE_LOCK)
+    }
+
+    /// Takes the lock from whoever has it, and keeps it until the session is closed. Nothing is done for an image
+    /// without that feature. EROFS when its owner refuses, EBUSY when a person locked it.
+    pub(crate) async fn acquire(&mut self) -> Result<()> {
+        if !self.lockable() || self.lock.is_held() {
+            return Ok(());
+        }
+        self.lock.acquire().await.context(format!("cannot lock image '{}'", self.spec()))?;
+        self.refresh().await
+    }
+
+    /// Has `operation` done by the owner of the lock, or answers that it is to be done here: the lock is ours then, or
+    /// there is none. The header is fresh in either case. EROFS when the lock cannot be got.
+    pub(crate) async fn delegate(&mut self, operation: Operation) -> Result<Delegated> {
+        if !self.lockable() || self.lock.is_held() {
+            return Ok(Delegated::LockedByUs);
+        }
+        let delegated = self.lock.delegate(operation).await;
+        // librbd knows no other reason why an operation cannot begin.
+        let delegated = delegated.map_err(|e| match e.is(libc::EBUSY) {
+            true => Error::new(libc::EROFS, e.to_string()),
+            false => e,
+        })?;
+        self.refresh().await?;
+        Ok(delegated)
+    }
+
+    /// Remembers that those who have the image open are to be told of a change.
+    pub(crate) fn changed(&mut self) {
+        self.untold = true;
+    }
+
+    /// Tells those who have the image open that it changed, unless they know. One who does not listen is no failure.
+    pub(crate) async fn tell(&mut self) {
+        if std::mem::take(&mut self.untold)
+            && let Err(error) = notify_header_update(self.image().header_ioctx(), self.image().id()).await
+        {
+            tracing::debug!(image = %self.image().id(), "not everybody was told of a change: {error}");
+        }
+    }
+
+    /// Takes snapshot ids for this image, in the pool of its data.
+    pub(crate) async fn snap_ids(&self, count: usize) -> Result<Vec<SnapId>> {
+        let newest = SnapId(self.header().snap_context.seq);
+        self.pool.snap_ids(self.image().data_ioctx()).take(newest, count).await
+    }
+
+    /// Does `work` and closes the session, whatever comes of it: tells of what changed, gives up lock and watch.
+    pub(crate) async fn run<T>(mut self, work: impl AsyncFnOnce(&mut Session) -> Result<T>) -> Result<T> {
+        let done = work(&mut self).await;
+        self.tell().await;
+        close(self.lock).await;
+        done
+    }
+}
+
+/// A watch that is not taken back in order is forgotten by the cluster.
+async fn close(lock: ExclusiveLock) {
+    if let Err(error) = lock.close().await {
+        tracing::debug!("cannot close an image in order: {error}");
+    }
+}
