@@ -13,6 +13,7 @@ pub mod grammar;
 pub mod other_site;
 pub mod output;
 pub mod record;
+pub mod relocation;
 pub mod spec;
 pub mod targets;
 

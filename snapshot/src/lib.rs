@@ -3,4 +3,5 @@ pub mod apply;
 pub mod begin;
 pub mod commit;
 pub mod plan;
+pub mod point;
 pub mod sizes;

@@ -6,6 +6,7 @@ mod bootstrap;
 mod image;
 mod peer;
 mod pool;
+mod relocate;
 mod schedule;
 mod show;
 mod verify;
@@ -33,7 +34,9 @@ pub async fn run(request: &Request) -> Result<(), Failure> {
         Command::Completions { shell } => generated(|text| manual::completions(*shell, text)),
         Command::Man => generated(manual::page),
         Command::Verify(args) => verify::run(request, args).await,
-        Command::Status(_) | Command::Failover(_) | Command::Failback(_) => todo!(),
+        Command::Failover(args) => relocate::failover(request, args).await,
+        Command::Failback(args) => relocate::failback(request, args).await,
+        Command::Status(_) => todo!(),
     }
 }
 
