@@ -3,7 +3,7 @@
 //! As with `rbd`, the process ends with 1 when the command line makes no sense, and otherwise with the error number of
 //! what went wrong, of which the operating system keeps the low eight bits.
 
-use std::fmt;
+use std::{fmt, io};
 
 /// The exit code for a command line that makes no sense.
 pub const EXIT_USAGE: i32 = 1;
@@ -24,6 +24,17 @@ impl Failure {
     /// An input that cannot be used.
     pub fn invalid(sentence: impl Into<String>) -> Failure {
         Failure::new(libc::EINVAL, sentence)
+    }
+
+    /// A failure of the operating system: "cannot do `what`: reason".
+    pub fn io(what: impl fmt::Display, error: &io::Error) -> Failure {
+        // Errors that libraries have wrapped keep no number, but their kind.
+        let errno = error.raw_os_error().unwrap_or(match error.kind() {
+            io::ErrorKind::NotFound => libc::ENOENT,
+            io::ErrorKind::PermissionDenied => libc::EACCES,
+            _ => libc::EIO,
+        });
+        Failure::new(errno, format!("cannot {what}: {error}"))
     }
 
     /// The error number.

@@ -12,6 +12,7 @@ pub mod failure;
 pub mod grammar;
 pub mod other_site;
 pub mod output;
+pub mod overview;
 pub mod record;
 pub mod relocation;
 pub mod spec;

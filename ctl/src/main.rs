@@ -33,8 +33,7 @@ fn run() -> Result<(), Failure> {
         Invocation::Print(text) => return output::put(&text),
         Invocation::Run(request) => request,
     };
-    let runtime = tokio::runtime::Runtime::new()
-        .map_err(|e| Failure::new(e.raw_os_error().unwrap_or(libc::EAGAIN), format!("cannot start threads: {e}")))?;
+    let runtime = tokio::runtime::Runtime::new().map_err(|e| Failure::io("start threads", &e))?;
     let outcome = runtime.block_on(commands::run(&request));
     // What is left are calls that wait for a lost cluster.
     runtime.shutdown_background();

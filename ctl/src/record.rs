@@ -118,10 +118,7 @@ impl Record {
             file.as_file().sync_all()?;
             file.persist(path).map(drop).map_err(|e| e.error)
         });
-        written.map_err(|e| {
-            let code = e.raw_os_error().unwrap_or(libc::EIO);
-            Failure::new(code, format!("cannot write the report '{}': {e}", path.display()))
-        })
+        written.map_err(|e| Failure::io(format!("write the report '{}'", path.display()), &e))
     }
 }
 

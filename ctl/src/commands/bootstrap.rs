@@ -54,8 +54,6 @@ fn read_token(path: &str) -> Result<Token, Failure> {
     }
     let mut bytes = Vec::new();
     let read = std::io::stdin().lock().take(TOKEN_BYTES_MAX).read_to_end(&mut bytes);
-    read.map_err(|e| {
-        Failure::new(e.raw_os_error().unwrap_or(libc::EIO), format!("cannot read a token from standard input: {e}"))
-    })?;
+    read.map_err(|e| Failure::io("read a token from standard input", &e))?;
     Ok(Token::decode(&String::from_utf8_lossy(&bytes))?)
 }

@@ -4,6 +4,7 @@
 
 mod bootstrap;
 mod image;
+mod overview;
 mod peer;
 mod pool;
 mod relocate;
@@ -36,14 +37,14 @@ pub async fn run(request: &Request) -> Result<(), Failure> {
         Command::Verify(args) => verify::run(request, args).await,
         Command::Failover(args) => relocate::failover(request, args).await,
         Command::Failback(args) => relocate::failback(request, args).await,
-        Command::Status(_) => todo!(),
+        Command::Status(args) => overview::run(request, args).await,
     }
 }
 
 /// Prints what is made from the definition of the command line.
 fn generated(write: impl FnOnce(&mut Vec<u8>) -> std::io::Result<()>) -> Result<(), Failure> {
     let mut text = Vec::new();
-    write(&mut text).map_err(|e| Failure::new(libc::EIO, format!("cannot make the text: {e}")))?;
+    write(&mut text).map_err(|e| Failure::io("make the text", &e))?;
     output::put(&String::from_utf8_lossy(&text))
 }
 

@@ -68,9 +68,6 @@ pub struct StatusArgs {
     /// How to print.
     #[command(flatten)]
     pub format: FormatArgs,
-    /// How the other site is reached.
-    #[command(flatten)]
-    pub peer: PeerArgs,
 }
 
 /// `failover`

@@ -29,12 +29,16 @@ pub fn document(args: &FormatArgs) -> Result<Option<Document>, Failure> {
 
 /// Prints data. That nobody reads it (any more) is no failure.
 pub fn put(text: &str) -> Result<(), Failure> {
+    put_if_read(text).map(drop)
+}
+
+/// Prints data; false when nobody reads it (any more).
+pub fn put_if_read(text: &str) -> Result<bool, Failure> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != ErrorKind::BrokenPipe => {
-            Err(Failure::new(e.raw_os_error().unwrap_or(libc::EIO), format!("cannot write the output: {e}")))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(e) => Err(Failure::io("write the output", &e)),
     }
 }
 
