@@ -26,6 +26,7 @@ mod peers;
 pub mod pool;
 mod primary;
 mod promote;
+mod promotion_plan;
 pub mod report;
 pub mod schedule;
 mod session;

@@ -13,10 +13,7 @@
 //! A promotion that was cut off is taken up where it was. Two states tell of one: an orphan on top, or a primary snapshot
 //! on top of an image that is still read-only (non-primary).
 //!
-//! What is decided otherwise than by librbd 16 and 18, where they lose data:
-//! * A forced promotion that comes after another one that was cut off rolls back, too: librbd takes the first one's orphan
-//!   for a complete copy, and keeps what had been copied in part.
-//! * A last delta (of a demotion) that was copied in part is rolled back by force, and refused without: librbd keeps it.
+//!
 //!
 //! Reference: `src/librbd/mirror/PromoteRequest.cc`, `src/librbd/mirror/snapshot/PromoteRequest.cc`.
 
@@ -38,9 +35,9 @@ use snapshot::begin::read_marker;
 
 use crate::bulk::Done;
 use crate::config::Quiesce;
-use crate::info::snapshot_role;
 use crate::pool::Pool;
-use crate::primary::{Purpose, mirror_snapshots};
+use crate::primary::Purpose;
+use crate::promotion_plan::{ALREADY_PRIMARY, Forced, PRIMARY_ELSEWHERE, Plan, plan};
 use crate::report::{Role, seconds, snap};
 use crate::session::Session;
 
@@ -71,67 +68,9 @@ pub struct ContinuesFrom {
     /// When it was made here; the primary's own is older.
     #[serde(serialize_with = "seconds")]
     pub timestamp: Timestamp,
-    /// Whether the image will hold exactly the primary's data of that snapshot. Not so when it is rolled back to one that
-    /// Ceph's daemon filled: that one's data is of the mirror-snapshot before.
+    /// Whether the image will hold exactly the data of that snapshot. Not always so when it is rolled back and Ceph's
+    /// daemon made the copy: its data is then of the mirror-snapshot before.
     pub exact: bool,
-}
-
-/// What is to be done to promote an image in snapshot mode.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Plan {
-    /// Only the end is missing: this primary snapshot may not be complete, and the image is read-only.
-    Finish(SnapId),
-    /// All of it.
-    Promote {
-        /// The daemons are to be told first; `resumed` when they were.
-        forced: Option<Forced>,
-        /// The newest complete copy.
-        base: Option<SnapId>,
-    },
-}
-
-/// The part of a promotion that only a forced one has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Forced {
-    /// An orphan is on top already.
-    resumed: bool,
-    /// What has been copied since the base is to be undone.
-    roll_back: bool,
-}
-
-fn plan(header: &ImageHeader, force: bool) -> Result<Plan> {
-    let refuse = |errno, why: &str| Err(Error::new(errno, why));
-    let mirrors = mirror_snapshots(header);
-    match snapshot_role(header).0 {
-        Role::Primary => match mirrors.keys().next_back() {
-            Some(newest) if header.features.has(Features::NON_PRIMARY) => Ok(Plan::Finish(*newest)),
-            _ => refuse(libc::EINVAL, "it is already primary"),
-        },
-        Role::NonPrimary if force => plan_forced(&mirrors),
-        Role::NonPrimary => refuse(
-            libc::EBUSY,
-            "it is primary in a remote cluster, or its demotion there has not arrived here yet",
-        ),
-        Role::Orphan | Role::Unknown => {
-            let base = mirrors.iter().next_back().filter(|(_, mirror)| mirror.state.is_non_primary());
-            Ok(Plan::Promote { forced: None, base: base.map(|(id, _)| *id) })
-        }
-    }
-}
-
-fn plan_forced(mirrors: &BTreeMap<SnapId, MirrorSnapshot>) -> Result<Plan> {
-    let resumed = mirrors.values().next_back().is_some_and(MirrorSnapshot::is_orphan);
-    let mut copies = mirrors.iter().rev().filter(|(_, mirror)| !mirror.is_orphan());
-    let is_whole = |mirror: &MirrorSnapshot| mirror.state.is_primary() || mirror.complete;
-    let promote = |base, roll_back| Plan::Promote { forced: Some(Forced { resumed, roll_back }), base };
-    match copies.next() {
-        Some((id, mirror)) if is_whole(mirror) => Ok(promote(Some(*id), false)),
-        None => Ok(promote(None, false)),
-        Some(_) => match copies.find(|(_, mirror)| is_whole(mirror)) {
-            Some((id, _)) => Ok(promote(Some(*id), true)),
-            None => Err(Error::new(libc::EINVAL, "no mirror-snapshot has ever been copied whole to it")),
-        },
-    }
 }
 
 impl Pool {
@@ -155,47 +94,36 @@ impl Pool {
                 .context(what());
         }
         let (image, header) = Image::open(self.ioctx(), &info.id).await.context(what())?;
-        let plan = plan(&header, force).context(what())?;
-        foresee(&image, &header, &plan).await.context(what())
+        let marker = read_marker(&image).await.context(what())?;
+        Ok(foresee(&header, &plan(&header, marker, force).context(what())?))
     }
 }
 
 /// Fails when an image in journal mode may not be promoted.
 pub(crate) fn refuse_journal(info: &crate::report::ImageInfo, force: bool) -> Result<()> {
     match info.role {
-        Role::Primary => Err(Error::new(libc::EINVAL, "it is already primary")),
-        Role::NonPrimary if !force => {
-            let why = "it is primary in a remote cluster, or its demotion there has not arrived here yet";
-            Err(Error::new(libc::EBUSY, why))
-        }
+        Role::Primary => Err(Error::new(libc::EINVAL, ALREADY_PRIMARY)),
+        Role::NonPrimary if !force => Err(Error::new(libc::EBUSY, PRIMARY_ELSEWHERE)),
         _ => Ok(()),
     }
 }
 
 /// What comes of a plan.
-async fn foresee(image: &Image, header: &ImageHeader, plan: &Plan) -> Result<Promotion> {
-    let Plan::Promote { forced, base: Some(base) } = plan else {
-        return Ok(Promotion { continues_from: None, rolls_back: false });
+fn foresee(header: &ImageHeader, plan: &Plan) -> Promotion {
+    let Plan::Promote { forced, base } = plan else {
+        return Promotion { continues_from: None, rolls_back: false };
     };
-    let rolls_back = forced.is_some_and(|forced| forced.roll_back);
-    let Some((snapshot, mirror)) =
-        header.snapshots.get(base).and_then(|snapshot| Some((snapshot, snapshot.mirror()?)))
-    else {
-        return Ok(Promotion { continues_from: None, rolls_back });
-    };
-    // The marker names the newest snapshot that our own daemon fills, and before it begins one it sees to the base.
-    let exact = match rolls_back {
-        false => true,
-        true => read_marker(image).await?.is_some_and(|marker| marker.snap >= *base && !marker.repair),
-    };
-    let continues_from = mirror.state.is_non_primary().then(|| ContinuesFrom {
-        snap: *base,
+    let roll_back = forced.and_then(|forced| forced.roll_back);
+    let base = base.and_then(|base| header.snapshots.get(&base));
+    let copy = base.and_then(|base| Some((base, base.mirror().filter(|m| m.state.is_non_primary())?)));
+    let continues_from = copy.map(|(base, mirror)| ContinuesFrom {
+        snap: base.id,
         primary_snap: mirror.primary_snap_id,
         primary_mirror_uuid: mirror.primary_mirror_uuid.clone(),
-        timestamp: snapshot.timestamp,
-        exact,
+        timestamp: base.timestamp,
+        exact: roll_back.is_none_or(|roll_back| roll_back.exact),
     });
-    Ok(Promotion { continues_from, rolls_back })
+    Promotion { continues_from, rolls_back: roll_back.is_some() }
 }
 
 impl Session {
@@ -224,16 +152,16 @@ impl Session {
         global_id: &GlobalImageId,
         force: bool,
     ) -> Result<Promotion> {
-        let mut decided = plan(self.header(), force)?;
+        let mut decided = self.plan_promotion(force).await?;
         if let Plan::Promote { forced: Some(forced), .. } = decided {
             decided = self.take_from_daemons(global_id, forced).await?;
         }
-        let promotion = foresee(self.image(), self.header(), &decided).await?;
+        let promotion = foresee(self.header(), &decided);
         match decided {
             Plan::Finish(_) => self.finish_promotion().await?,
-            Plan::Promote { forced, base } => {
-                if let (Some(Forced { roll_back: true, resumed }), Some(base)) = (forced, base) {
-                    self.roll_back(base, resumed).await?;
+            Plan::Promote { forced, .. } => {
+                if let Some(Forced { roll_back: Some(roll_back), resumed }) = forced {
+                    self.roll_back(roll_back.to, resumed).await?;
                 }
                 self.create_primary_snapshot(Purpose::Promote, global_id, Quiesce::Skip).await?;
                 self.make_writable().await?;
@@ -246,7 +174,7 @@ impl Session {
     async fn finish_promotion(&mut self) -> Result<()> {
         self.acquire().await?;
         // Whoever had the lock may have finished it meanwhile.
-        let Ok(Plan::Finish(newest)) = plan(self.header(), false) else { return Ok(()) };
+        let Ok(Plan::Finish(newest)) = self.plan_promotion(false).await else { return Ok(()) };
         if self.header().snapshots.get(&newest).and_then(|s| s.mirror()).is_some_and(|m| !m.complete) {
             self.finish_primary_snapshot(newest).await?;
         }
@@ -273,7 +201,7 @@ impl Session {
         self.wait_for_daemons().await?;
         self.acquire().await?;
         self.refresh().await?;
-        match plan(self.header(), true)? {
+        match self.plan_promotion(true).await? {
             Plan::Promote { forced: Some(now), base } => {
                 Ok(Plan::Promote { forced: Some(Forced { resumed: forced.resumed, ..now }), base })
             }
@@ -281,11 +209,15 @@ impl Session {
         }
     }
 
+    async fn plan_promotion(&self, force: bool) -> Result<Plan> {
+        plan(self.header(), read_marker(self.image()).await?, force)
+    }
+
     /// `resumed`: an earlier rollback may have been cut off.
-    async fn roll_back(&mut self, base: SnapId, resumed: bool) -> Result<()> {
+    async fn roll_back(&mut self, to: SnapId, resumed: bool) -> Result<()> {
         let options =
             RollbackOptions { in_flight: self.pool.options().objects_in_flight, trust_object_maps: !resumed };
-        rollback(self.image(), self.header(), base, options, |_, _| {}).await?;
+        rollback(self.image(), self.header(), to, options, |_, _| {}).await?;
         self.changed();
         self.refresh().await
     }

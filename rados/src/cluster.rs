@@ -154,9 +154,16 @@ impl Cluster {
 
     /// Number of the pool called `name`; ENOENT when there is none.
     pub async fn pool_by_name(&self, name: &str) -> Result<PoolId> {
-        let pools = self.backend.pools().await?;
-        let found = pools.into_iter().find(|(_, n)| n == name).map(|(id, _)| id);
-        found.ok_or_else(|| crate::Error::new(libc::ENOENT, format!("cannot find pool '{name}'")))
+        let find = async || {
+            let pools = self.backend.pools().await?;
+            Result::Ok(pools.into_iter().find(|(_, n)| n == name).map(|(id, _)| id))
+        };
+        if let Some(id) = find().await? {
+            return Ok(id);
+        }
+        // It may be newer than what this client knows.
+        self.wait_for_latest_osdmap().await?;
+        find().await?.ok_or_else(|| crate::Error::new(libc::ENOENT, format!("cannot find pool '{name}'")))
     }
 
     /// Runs a JSON command, for example `{"prefix": "osd blocklist ls", "format": "json"}`.

@@ -1,0 +1,52 @@
+//! What an operator asks for, done natively and by the stock `rbd`, on two real clusters.
+//!
+//! All scenarios share the clusters, because starting them takes longer than they do; each makes pools of its own.
+
+mod copies;
+mod picture;
+mod twins;
+mod world;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use world::World;
+
+/// Runs a scenario and tells how it went.
+macro_rules! run {
+    ($world:ident, $failed:ident, $filter:ident, [$($scenario:path),* $(,)?]) => {$(
+        let name = stringify!($scenario);
+        if $filter.as_ref().is_none_or(|filter| name.contains(filter.as_str())) {
+            let start = Instant::now();
+            match Box::pin($scenario(&$world)).await {
+                Ok(()) => println!("ok      {name} ({:.1} s)", start.elapsed().as_secs_f64()),
+                Err(error) => {
+                    println!("FAILED  {name}: {error:#}");
+                    $failed += 1;
+                }
+            }
+        }
+    )*};
+}
+
+fn main() -> ExitCode {
+    let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let failed = runtime.block_on(async {
+        let world = World::start().await.expect("two clusters");
+        let mut failed = 0;
+        run!(
+            world,
+            failed,
+            filter,
+            [
+                twins::a_life_in_snapshot_mode,
+                copies::a_planned_failover,
+                copies::a_forced_failover,
+                copies::a_half_copied_delta_is_undone,
+            ]
+        );
+        failed
+    });
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
