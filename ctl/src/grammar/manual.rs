@@ -11,6 +11,9 @@ use clap_mangen::Man;
 
 use super::{Cli, PROGRAM, fish};
 
+/// What the program is called in completions for bash.
+const STAND_IN: &str = "rbd_mirrorctl";
+
 /// Writes the completions for a shell.
 pub fn completions(shell: Shell, out: &mut impl Write) -> io::Result<()> {
     let mut definition = Cli::command();
@@ -19,6 +22,18 @@ pub fn completions(shell: Shell, out: &mut impl Write) -> io::Result<()> {
         return out.write_all(fish::completions(&definition).as_bytes());
     }
     let mut text = Vec::new();
+    if shell == Shell::Bash {
+        // What is generated for a name with a dash contradicts itself (clap_complete 4.6); a name without one stands in.
+        clap_complete::generate(shell, &mut definition, STAND_IN, &mut text);
+        let text = String::from_utf8_lossy(&text);
+        for line in text.lines() {
+            match line.trim_start().starts_with("complete ") {
+                true => writeln!(out, "{}", line.replace(&format!(" {STAND_IN}"), &format!(" {PROGRAM}")))?,
+                false => writeln!(out, "{line}")?,
+            }
+        }
+        return Ok(());
+    }
     clap_complete::generate(shell, &mut definition, PROGRAM, &mut text);
     out.write_all(&text)
 }

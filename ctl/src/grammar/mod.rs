@@ -19,6 +19,7 @@ pub mod words;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::failure::{EXIT_USAGE, Failure};
@@ -145,10 +146,26 @@ pub fn version() -> String {
     format!("{PROGRAM} version {}", env!("CARGO_PKG_VERSION"))
 }
 
+/// What the parser has to say, in a sentence of ours where it is short of words.
 fn usage_failure(error: &clap::Error) -> Failure {
     let text = error.to_string();
-    let sentence = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
+    let said = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
+    let word = match error.get(ContextKind::InvalidSubcommand) {
+        Some(ContextValue::String(word)) => word.as_str(),
+        _ => "",
+    };
+    let sentence = match error.kind() {
+        ErrorKind::InvalidSubcommand => format!("there is no command '{word}' there; {}", without_first_line(said)),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+            format!("this is not a whole command yet\n\n{said}")
+        }
+        _ => said.to_string(),
+    };
     Failure::new(EXIT_USAGE, sentence)
+}
+
+fn without_first_line(text: &str) -> &str {
+    text.split_once('\n').map_or("", |(_, rest)| rest.trim_start())
 }
 
 #[cfg(test)]
