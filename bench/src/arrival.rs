@@ -140,6 +140,50 @@ async fn look(
     Ok(complete)
 }
 
+/// Waits until the head of a copy equals that of the primary, to which nobody writes any more; tells when it was seen.
+/// Objects are looked at [`COMPARED_AT_ONCE`] at a time, each until it is the same: it stays so.
+pub async fn equals_primary(ground: &Ground, name: &str, limit: Duration) -> Result<Instant> {
+    let (primary, header) = Image::open_by_name(&ground.primary, name).await?;
+    let (copy, _) = Image::open_by_name(&ground.copy, name).await?;
+    let started = Instant::now();
+    let same = async |object| {
+        let object = ObjectNumber(object);
+        let theirs = checksum(primary.data_ioctx(), &primary.data_object(object), SnapId::HEAD).await?;
+        let ours = copy.data_object(object);
+        while checksum(copy.data_ioctx(), &ours, SnapId::HEAD).await? != theirs {
+            if started.elapsed() > limit {
+                // Equal bytes in objects of different lengths have different checksums.
+                let same = same_object(&primary, &copy, SnapId::HEAD, object).await;
+                return same.with_context(|| format!("{name} still differs after {limit:?}"));
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        Ok(())
+    };
+    let objects = 0..primary.layout().object_count(header.size);
+    stream::iter(objects).map(same).buffer_unordered(COMPARED_AT_ONCE).try_collect::<()>().await?;
+    Ok(Instant::now())
+}
+
+/// How many of the first probes the head of a copy holds. Answers when it holds all of them, when the image is no longer
+/// the one of its name, or after `limit`.
+pub async fn probes_held(image: &Image, probes: &[Probe], limit: Duration) -> Result<usize> {
+    let started = Instant::now();
+    let mut seen = 0;
+    while let Some(probe) = probes.get(seen) {
+        if holds(image, probe).await? {
+            seen += 1;
+            continue;
+        }
+        let id = directory::directory_id_of(image.header_ioctx(), image.name()).await?;
+        if id.as_ref() != Some(image.id()) || started.elapsed() > limit {
+            break;
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+    Ok(seen)
+}
+
 async fn holds(image: &Image, probe: &Probe) -> rados::Result<bool> {
     let (object, offset) = image.layout().locate(probe.offset);
     let extent = Extent::new(offset, probe.bytes.len() as u64);

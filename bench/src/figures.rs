@@ -44,6 +44,8 @@ pub enum Target {
     RatioAtMost(f64),
     /// Ours is at least this, whatever Ceph's is.
     AtLeast(f64),
+    /// Ours is at most this, whatever Ceph's is.
+    AtMost(f64),
     /// Nothing: it is told because it explains another figure.
     Told,
 }
@@ -93,6 +95,7 @@ impl Figure {
             Target::RatioAtLeast(least) => Some(self.ratio()? >= least),
             Target::RatioAtMost(most) => Some(self.ratio()? <= most),
             Target::AtLeast(least) => Some(self.ours()? >= least),
+            Target::AtMost(most) => Some(self.ours()? <= most),
             Target::Told => None,
         }
     }

@@ -38,6 +38,7 @@ fn row(figure: &Figure) -> [String; 6] {
         Target::RatioAtLeast(least) => format!("at least {least} x"),
         Target::RatioAtMost(most) => format!("at most {} x", short(most)),
         Target::AtLeast(least) => format!("at least {} {}", short(least), figure.measure.unit),
+        Target::AtMost(most) => format!("at most {} {}", short(most), figure.measure.unit),
         Target::Told => String::new(),
     };
     let reached = figure.reached().map_or("", |reached| if reached { "yes" } else { "NO" });

@@ -91,6 +91,11 @@ impl<'a> Turn<'a> {
         Ok(self.daemon.usage().context("the daemon has ended by itself")?.cpu_s)
     }
 
+    /// The most memory that the daemon has had resident so far, in bytes.
+    pub fn peak_bytes(&self) -> Result<u64> {
+        Ok(self.daemon.usage().context("the daemon has ended by itself")?.rss_peak_bytes)
+    }
+
     /// Adds the end of the daemon's log to an error.
     pub fn explain<T>(&self, result: Result<T>) -> Result<T> {
         result.with_context(|| format!("with {} daemon; {}", self.who, self.daemon.log_tail(15)))

@@ -32,12 +32,18 @@ pub struct Written {
     pub probes: Vec<Probe>,
 }
 
-/// Makes an image of the primary's cluster full of random bytes, unless it is there; the last block of every object
-/// out of [`PROBES`] is a probe.
-pub async fn full_image(ground: &Ground, name: &str, bytes: u64, seed: u64) -> Result<Written> {
+/// Makes an image of the primary's cluster full of random bytes, unless it is there, with more arguments for `rbd
+/// create`; the last block of every object out of [`PROBES`] is a probe.
+pub async fn full_image(
+    ground: &Ground,
+    name: &str,
+    bytes: u64,
+    seed: u64,
+    args: &[&str],
+) -> Result<Written> {
     let content = seeded_bytes(seed, bytes as usize);
     if directory::directory_id_of(&ground.primary, name).await?.is_none() {
-        ground.a().create_image(&spec(name), bytes, &[]).await?;
+        ground.a().create_image(&spec(name), bytes, args).await?;
         let objects = content.chunks(OBJECT_BYTES as usize).zip(0..);
         let extents =
             objects.fold(Extents::default(), |e, (data, object)| e.write(object * OBJECT_BYTES, data));
@@ -79,6 +85,14 @@ pub async fn write_blocks(ground: &Ground, image: &str, count: u64, within: u64)
     let (extents, probes) = random_blocks(count, within);
     ground.a().apply(&spec(image), extents).await?;
     Ok(Written { image: image.to_owned(), probes })
+}
+
+/// Writes one random block of 4 KiB at `offset` to a primary image.
+pub async fn write_block_at(ground: &Ground, image: &str, offset: u64) -> Result<Written> {
+    let mut bytes = vec![0; BLOCK_BYTES as usize];
+    StdRng::from_os_rng().fill_bytes(&mut bytes);
+    ground.a().apply(&spec(image), Extents::default().write(offset, &bytes)).await?;
+    Ok(Written { image: image.to_owned(), probes: vec![Probe { offset, bytes }] })
 }
 
 /// Writes one block to the sentinel image, which is made and mirrored when it is not there.

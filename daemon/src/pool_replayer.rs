@@ -289,6 +289,7 @@ impl<'a> Session<'a> {
             remote_pool: self.known.clone(),
             shared: self.shared.clone(),
             delete_delay: self.settings.delete_delay,
+            journal: Arc::new(self.settings.journal.clone()),
             refresh_interval: self.settings.refresh_interval,
             retry_interval_max: self.settings.image_state_check_interval,
             reports,

@@ -3,8 +3,11 @@
 //! They come from wherever librados got them: command line, configuration file, or the monitors' configuration store.
 //! Reference: `src/common/options/rbd-mirror.yaml.in`, `rbd.yaml.in`.
 
+use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::Duration;
+
+use bytes::Bytes;
 
 /// What was configured.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +29,46 @@ pub struct Settings {
     pub max_mirroring_snapshots: u64,
     /// `rbd_mirror_memory_target`: how much memory the daemon may take, in bytes.
     pub memory_target_bytes: u64,
+    /// Of images that are mirrored in journal mode.
+    pub journal: JournalSettings,
+}
+
+/// Options of journal mode.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JournalSettings {
+    /// `rbd_mirror_journal_commit_age`: how often the commit position is stored while entries are replayed.
+    pub commit_age: Duration,
+    /// `rbd_mirror_journal_poll_age`: the longest pause before a journal is looked at again.
+    pub poll_age: Duration,
+    /// `rbd_mirroring_replay_delay`: entries are replayed so long after they were written.
+    pub replay_delay: Duration,
+    /// `rbd_mirroring_resync_after_disconnect`: a copy that was away for too long is brought in line without being
+    /// asked.
+    pub resync_after_disconnect: bool,
+    /// `rbd_journal_order`: data objects of the journals of new images have 2^order bytes.
+    pub order: u8,
+    /// `rbd_journal_splay_width`: so many data objects of them are written in turn.
+    pub splay_width: u8,
+    /// `rbd_journal_pool`: the pool of these data objects; empty for that of the image.
+    pub pool: String,
+}
+
+impl JournalSettings {
+    /// The same for an image whose metadata overrides some of them (`rbd config image set`).
+    pub fn of_image(&self, metadata: &BTreeMap<String, Bytes>) -> JournalSettings {
+        let lookup = |option: &str| {
+            let value = metadata.get(&format!("conf_{option}"))?;
+            Some(String::from_utf8_lossy(value).into_owned())
+        };
+        let source = Source { lookup };
+        let delay = source.value("rbd_mirroring_replay_delay", self.replay_delay.as_secs());
+        JournalSettings {
+            replay_delay: Duration::from_secs(delay),
+            resync_after_disconnect: source
+                .value("rbd_mirroring_resync_after_disconnect", self.resync_after_disconnect),
+            ..self.clone()
+        }
+    }
 }
 
 impl Settings {
@@ -42,6 +85,15 @@ impl Settings {
             delete_delay: source.seconds("rbd_mirroring_delete_delay", 0.0),
             max_mirroring_snapshots: source.value("rbd_mirroring_max_mirroring_snapshots", 5),
             memory_target_bytes: source.value("rbd_mirror_memory_target", 4 << 30),
+            journal: JournalSettings {
+                commit_age: source.seconds("rbd_mirror_journal_commit_age", 5.0),
+                poll_age: source.seconds("rbd_mirror_journal_poll_age", 5.0),
+                replay_delay: Duration::from_secs(source.value("rbd_mirroring_replay_delay", 0)),
+                resync_after_disconnect: source.value("rbd_mirroring_resync_after_disconnect", false),
+                order: source.value("rbd_journal_order", 24),
+                splay_width: source.value("rbd_journal_splay_width", 4),
+                pool: (source.lookup)("rbd_journal_pool").unwrap_or_default(),
+            },
         }
     }
 }
@@ -83,6 +135,15 @@ mod tests {
         assert_eq!(defaults.memory_target_bytes, 4294967296);
         assert_eq!(Settings::read(|_| Some("nonsense".into())), defaults);
         assert_eq!(Settings::read(|_| Some("-1".into())).delete_delay, Duration::ZERO);
+    }
+
+    #[test]
+    fn an_image_may_override_the_options_of_journal_mode() {
+        let settings = Settings::read(|_| None).journal;
+        let metadata = [("conf_rbd_mirroring_replay_delay", "600"), ("rbd_mirroring_replay_delay", "7")];
+        let metadata = metadata.map(|(key, value)| (key.to_string(), Bytes::from(value))).into();
+        let expected = JournalSettings { replay_delay: Duration::from_secs(600), ..settings.clone() };
+        assert_eq!(settings.of_image(&metadata), expected);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
 use crate::budget::Budget;
-use crate::checksum;
+use crate::checksum::{Compared, Comparison};
 use crate::object_plan::{Action, Local, WriteFrame, actions, state_after};
 use crate::snapset::{Change, DisorderedClones, StepDelta, deltas};
 use crate::steps::{CopyStep, CopySteps};
@@ -134,6 +134,8 @@ pub struct ObjectCopier {
     pub object_size: u64,
     /// How the first step finds what to copy.
     pub method: Method,
+    /// How objects are compared when they are.
+    pub comparison: Comparison,
     /// The round may have been begun before, and interrupted anywhere.
     pub resumed: bool,
     /// The local image has (or had at one of the steps) a parent: absent objects are not zeros.
@@ -284,8 +286,9 @@ impl ObjectCopier {
         (remote, local): &(String, String),
         ends: &[SnapId],
     ) -> Result<ObjectPlan, CopyError> {
-        let compare =
-            checksum::compare(&self.remote.data, remote, ends[0], &self.local.data, local, self.object_size);
+        let remote_end = Compared { data: &self.remote.data, object: remote, snap: ends[0] };
+        let local_head = Compared { data: &self.local.data, object: local, snap: SnapId::HEAD };
+        let compare = self.comparison.compare(remote_end, local_head, self.object_size);
         let list = async { if ends.len() > 1 { self.list(remote).await } else { Ok(None) } };
         let ((size, first), set) = try_join(compare, list).await?;
         let changed = first != Action::Nothing;

@@ -16,6 +16,8 @@
 //! Reference: `src/cls/journal/cls_journal_types.cc`, `src/librbd/journal/Types.cc`.
 
 pub mod event;
+#[cfg(test)]
+mod tests;
 
 use bytes::Bytes;
 use rados::SnapId;

@@ -32,17 +32,18 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use rados::encoding::{Decode, Decoder, Encode, Encoder};
 use rados::error::ResultExt;
-use rados::{Error, IoCtx, PoolId, ReadAnswer, ReadOp, ReadSub, Result, SnapId, Watch, WatchEvent, WriteOp};
+use rados::{Error, IoCtx, PoolId, ReadAnswer, ReadOp, ReadSub, Result, SnapId, WriteOp};
 use rbd::ImageId;
 
 use crate::types::{
     Client, ClientData, ClientState, CommitPosition, JournalObject, ObjectSet, Tag, TagClass, TagData, TagTid,
 };
+use crate::watch::JournalWatch;
 
 /// How long a change waits for watchers to acknowledge its notification.
 pub const NOTIFY_TIMEOUT: Duration = Duration::from_secs(5);
 /// After so long the cluster forgets a silent watcher: librados' default, as Ceph's journals use it.
-pub const WATCH_TIMEOUT: Duration = Duration::from_secs(30);
+const WATCH_TIMEOUT: Duration = Duration::from_secs(30);
 /// Orders that a journal may have.
 pub const ORDERS: std::ops::RangeInclusive<u8> = 12..=26;
 /// Entries asked for at once when something is listed.
@@ -52,7 +53,7 @@ const TAG_ATTEMPTS_MAX: usize = 64;
 /// Data objects removed at once.
 const REMOVALS_IN_FLIGHT: usize = 16;
 
-const CLASS: &str = "journal";
+pub(crate) const CLASS: &str = "journal";
 
 /// How a journal is cut into objects, and where they lie. It never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -220,25 +221,51 @@ impl Journal {
         format!("{}{object}", self.inner.data_prefix)
     }
 
+    /// What the names of data objects begin with.
+    pub(crate) fn data_prefix(&self) -> &str {
+        &self.inner.data_prefix
+    }
+
     /// Sets and clients, as of one moment while there are no more than 256 clients.
     pub async fn mutable(&self) -> Result<MutableMetadata> {
+        self.read_mutable(None).await.map(|(metadata, _)| metadata)
+    }
+
+    /// Sets, clients, and the first tags behind a tag that matter to a client, as of one moment. ENOENT also when the
+    /// client is not registered.
+    pub(crate) async fn mutable_with_tags(
+        &self,
+        client: &str,
+        after: Option<TagTid>,
+    ) -> Result<(MutableMetadata, Vec<Tag>)> {
+        let (metadata, tags) = self.read_mutable(Some(tag_list_input(client, None, after))).await?;
+        Ok((metadata, tags.into_iter().filter(|tag| Some(tag.tid) > after).collect()))
+    }
+
+    async fn read_mutable(&self, tag_list: Option<Bytes>) -> Result<(MutableMetadata, Vec<Tag>)> {
         let context = || format!("cannot read the metadata of {self}");
-        let op = ReadOp::new(self.metadata_object())
+        let mut op = ReadOp::new(self.metadata_object())
             .exec(CLASS, "get_minimum_set", Bytes::new())
             .exec(CLASS, "get_active_set", Bytes::new())
             .exec(CLASS, "client_list", client_list_input(""));
+        let with_tags = tag_list.is_some();
+        if let Some(input) = tag_list {
+            op = op.exec(CLASS, "tag_list", input);
+        }
         let reply = self.inner.header.read(op).await.context(context())?;
         let output = concatenated(&reply.answers);
         let mut d = Decoder::new(&output, "the metadata of a journal");
         let mut read = || {
             let (minimum_set, active_set) = (ObjectSet(d.u64()?), ObjectSet(d.u64()?));
-            Ok((minimum_set, active_set, d.seq(6, Client::decode)?))
+            let clients = d.seq(6, Client::decode)?;
+            let tags = if with_tags { d.seq(26, Tag::decode)? } else { Vec::new() };
+            Ok((MutableMetadata { minimum_set, active_set, clients }, tags))
         };
-        let (minimum_set, active_set, mut clients) = read().map_err(from_decode).context(context())?;
-        if clients.len() as u64 >= PAGE_ENTRIES {
-            self.list_clients(&mut clients).await.context(context())?;
+        let (mut metadata, tags) = read().map_err(from_decode).context(context())?;
+        if metadata.clients.len() as u64 >= PAGE_ENTRIES {
+            self.list_clients(&mut metadata.clients).await.context(context())?;
         }
-        Ok(MutableMetadata { minimum_set, active_set, clients })
+        Ok((metadata, tags))
     }
 
     /// Everybody who is registered, by id.
@@ -328,13 +355,8 @@ impl Journal {
         let mut tags: Vec<Tag> = Vec::new();
         loop {
             let from = tags.last().map(|tag| tag.tid).or(after);
-            let mut e = Encoder::new();
-            // The class takes 0 for no limit: tag 0 comes again behind itself.
-            e.u64(from.map_or(0, |tid| tid.0)).u64(PAGE_ENTRIES).string(client).bool(class.is_some());
-            if let Some(class) = class {
-                e.u64(class.0);
-            }
-            let output = self.read("tag_list", e.finish()).await.context(context())?;
+            let input = tag_list_input(client, class, from);
+            let output = self.read("tag_list", input).await.context(context())?;
             let page = Decoder::new(&output, "a list of journal tags").seq(26, Tag::decode);
             let page = page.map_err(from_decode).context(context())?;
             let full = page.len() as u64 >= PAGE_ENTRIES;
@@ -357,27 +379,38 @@ impl Journal {
         tag.map(Some).map_err(from_decode).context(context())
     }
 
+    /// The number that the next tag gets.
+    pub async fn next_tag_tid(&self) -> Result<TagTid> {
+        let context = || format!("cannot read the number of the next tag of {self}");
+        let output = self.read("get_next_tag_tid", Bytes::new()).await.context(context())?;
+        Decoder::new(&output, "the next tag").u64().map(TagTid).map_err(from_decode).context(context())
+    }
+
+    /// Makes the tag of this number, unless somebody else took it or a later one: false then.
+    pub async fn try_allocate_tag(&self, tid: TagTid, class: TagClass, data: &TagData) -> Result<bool> {
+        let data = data.to_bytes();
+        match self.write("tag_create", |e| e.u64(tid.0).u64(class.0).blob(&data)).await {
+            Ok(()) => {
+                self.notify().await;
+                Ok(true)
+            }
+            Err(e) if e.is(libc::ESTALE) || e.is(libc::EEXIST) => Ok(false),
+            Err(e) => Err(e.context(format!("cannot allocate tag {} in {self}", tid.0))),
+        }
+    }
+
     /// Makes the next tag. [`TagClass::NEW`] asks for a class of its own.
     pub async fn allocate_tag(&self, class: TagClass, data: &TagData) -> Result<Tag> {
-        let context = || format!("cannot allocate a tag in {self}");
-        let data = data.to_bytes();
         for _ in 0..TAG_ATTEMPTS_MAX {
-            let output = self.read("get_next_tag_tid", Bytes::new()).await.context(context())?;
-            let tid = Decoder::new(&output, "the next tag").u64().map_err(from_decode).context(context())?;
-            match self.write("tag_create", |e| e.u64(tid).u64(class.0).blob(&data)).await {
-                Ok(()) => {
-                    self.notify().await;
-                    let made = self.tag(TagTid(tid)).await?;
-                    // Tags expire once newer ones are committed: others may have been quick.
-                    return Ok(made.unwrap_or(Tag { tid: TagTid(tid), class, data }));
-                }
-                // Somebody else took the number.
-                Err(e) if e.is(libc::ESTALE) || e.is(libc::EEXIST) => continue,
-                Err(e) => return Err(e.context(context())),
+            let tid = self.next_tag_tid().await?;
+            if self.try_allocate_tag(tid, class, data).await? {
+                let made = self.tag(tid).await?;
+                // Tags expire once newer ones are committed: others may have been quick.
+                return Ok(made.unwrap_or(Tag { tid, class, data: data.to_bytes() }));
             }
         }
-        let what = format!("{}: others took every number {TAG_ATTEMPTS_MAX} times; try again", context());
-        Err(Error::new(libc::EAGAIN, what))
+        let why = format!("others took every number {TAG_ATTEMPTS_MAX} times; try again");
+        Err(Error::new(libc::EAGAIN, format!("cannot allocate a tag in {self}: {why}")))
     }
 
     /// Tells that object sets before this one have been removed. ESTALE when it is lower than before, EINVAL when it is
@@ -424,7 +457,7 @@ impl Journal {
     /// Watches the metadata object. ENOENT when there is no journal.
     pub async fn watch(&self) -> Result<JournalWatch> {
         let watch = self.inner.header.watch(self.metadata_object(), WATCH_TIMEOUT).await;
-        Ok(JournalWatch { watch: watch.context(format!("cannot watch {self}"))? })
+        Ok(JournalWatch::new(watch.context(format!("cannot watch {self}"))?))
     }
 
     /// Tells the watchers that the metadata changed. Failing to is no error: they look by themselves from time to time.
@@ -462,41 +495,19 @@ impl std::fmt::Display for Journal {
     }
 }
 
-/// A watch on a journal's metadata object. Notifications are acknowledged only while somebody waits for the next event,
-/// and whoever changed the metadata waits for that: up to [`NOTIFY_TIMEOUT`].
-#[derive(Debug)]
-pub struct JournalWatch {
-    watch: Watch,
-}
-
-/// What a [`JournalWatch`] hears.
-#[derive(Debug)]
-pub enum JournalEvent {
-    /// The metadata changed, or may have changed while nothing was heard: read it again.
-    Changed,
-    /// The watch broke; it is being renewed. ENOENT when the journal was removed.
-    Lost(Error),
-}
-
-impl JournalWatch {
-    /// Next event; `None` when the watch is gone for good. Cancel-safe.
-    pub async fn next(&mut self) -> Option<JournalEvent> {
-        match self.watch.next().await? {
-            // Dropping the answer acknowledges.
-            WatchEvent::Notify { .. } | WatchEvent::Restored { .. } => Some(JournalEvent::Changed),
-            WatchEvent::Lost(error) => Some(JournalEvent::Lost(error)),
-        }
-    }
-
-    /// Unregisters and waits until the cluster has forgotten the watch.
-    pub async fn unregister(self) -> Result<()> {
-        self.watch.unregister().await
-    }
-}
-
 fn client_list_input(after: &str) -> Bytes {
     let mut e = Encoder::new();
     e.string(after).u64(PAGE_ENTRIES);
+    e.finish()
+}
+
+/// The class takes 0 for no limit: tag 0 comes again behind itself.
+fn tag_list_input(client: &str, class: Option<TagClass>, after: Option<TagTid>) -> Bytes {
+    let mut e = Encoder::new();
+    e.u64(after.map_or(0, |tid| tid.0)).u64(PAGE_ENTRIES).string(client).bool(class.is_some());
+    if let Some(class) = class {
+        e.u64(class.0);
+    }
     e.finish()
 }
 

@@ -56,6 +56,16 @@ pub(crate) fn write(op: &WriteOp, location: &Location) -> String {
     format!("cannot change object '{}' {place} ({})", op.object, parts.join(", "))
 }
 
+/// About a write that is refused because `sub` has no bytes.
+pub(crate) fn empty_range(op: &WriteOp, sub: &WriteSub, location: &Location) -> String {
+    let verb = write_verb(sub);
+    let place = in_location(location);
+    format!(
+        "cannot {verb} object '{}' {place}, as the range has no bytes: this is a bug, please report it",
+        op.object
+    )
+}
+
 fn write_verb(sub: &WriteSub) -> String {
     match sub {
         WriteSub::Create { .. } => "create".into(),
@@ -102,7 +112,7 @@ fn write_part(sub: &WriteSub) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{PoolId, SnapId};
+    use crate::types::{Extent, PoolId, SnapId};
 
     #[test]
     fn sentences_name_operation_object_and_place() {
@@ -120,6 +130,13 @@ mod tests {
         assert_eq!(
             write(&op, &location),
             "cannot change object 'b' in pool 3 (create it if it does not exist, truncate)"
+        );
+        assert!(op.empty_range().is_none());
+        let op = op.with(WriteSub::Zero(Extent::new(0, 1))).with(WriteSub::Zero(Extent::new(5, 0)));
+        let sub = op.empty_range().expect("a zero without a byte");
+        assert_eq!(
+            empty_range(&op, sub, &location),
+            "cannot zero a range of object 'b' in pool 3, as the range has no bytes: this is a bug, please report it"
         );
     }
 }

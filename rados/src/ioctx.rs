@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::backend::{Backend, Location, NotifyReply, Watch};
+use crate::describe;
 use crate::error::{Error, Result};
 use crate::op::{CloneSet, OmapPage, ReadAnswer, ReadOp, ReadReply, ReadSub, Watcher, WriteOp};
 use crate::types::{Extent, PoolId, SnapId};
@@ -69,8 +70,11 @@ impl IoCtx {
         reply.answers.into_iter().next().ok_or_else(|| unexpected(object))
     }
 
-    /// Changes one object; answers with its new version.
+    /// Changes one object; answers with its new version. EINVAL, and nothing is sent, when a write or a zero has no bytes.
     pub async fn write(&self, op: WriteOp) -> Result<u64> {
+        if let Some(sub) = op.empty_range() {
+            return Err(Error::new(libc::EINVAL, describe::empty_range(&op, sub, &self.location)));
+        }
         self.backend.write(&self.location, op).await
     }
 

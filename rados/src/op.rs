@@ -183,7 +183,7 @@ pub enum WriteSub {
         /// Fail when the object exists.
         exclusive: bool,
     },
-    /// Writes bytes at an offset.
+    /// Writes bytes at an offset; at least one.
     Write {
         /// First byte.
         offset: u64,
@@ -194,7 +194,7 @@ pub enum WriteSub {
     WriteFull(Bytes),
     /// Appends bytes.
     Append(Bytes),
-    /// Zeroes a range (may deallocate it; never grows the object).
+    /// Zeroes a range of at least one byte (may deallocate it; never grows the object).
     Zero(Extent),
     /// Sets the size.
     Truncate(u64),
@@ -281,6 +281,16 @@ impl WriteOp {
     /// Adds a call of a class method that writes.
     pub fn exec(self, class: &str, method: &str, input: impl Into<Bytes>) -> Self {
         self.with(WriteSub::Exec { class: class.into(), method: method.into(), input: input.into() })
+    }
+
+    /// The first sub-operation that is about a range of no bytes. OSDs abort on a zero of that kind, and take a write of
+    /// it for a truncate or for nothing, depending on the object: neither is ever sent.
+    pub(crate) fn empty_range(&self) -> Option<&WriteSub> {
+        self.subs.iter().find(|sub| match sub {
+            WriteSub::Write { data, .. } => data.is_empty(),
+            WriteSub::Zero(extent) => extent.length == 0,
+            _ => false,
+        })
     }
 
     /// Bytes of data that it carries: what it counts against the bound of bytes in flight.

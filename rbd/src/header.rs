@@ -3,7 +3,9 @@
 //! It takes one round trip when the image has no snapshots, striping or migration, and two otherwise: the first
 //! operation asks for all that has a fixed number of answers, the second for the rest. Every operation after the first
 //! asserts the object version that the first one saw; when somebody changed the header in between, reading starts
-//! over. So a [`ImageHeader`] is never a mixture of two states.
+//! over. So a [`ImageHeader`] is never a mixture of two states. What mirroring notes down in the header of a copy changes
+//! its version many times a second, and nothing that is read here: after some tries everything is read without
+//! assertions until it comes out the same twice in a row, which is as good.
 //!
 //! An OSD keeps the parent once per image and per snapshot only how much of it the image overlapped then; a snapshot
 //! whose overlap is absent was not a clone.
@@ -28,6 +30,8 @@ use crate::types::{
 
 /// How often reading starts over because the header changed meanwhile.
 const ATTEMPTS_MAX: u32 = 16;
+/// Behind so many of them, headers are compared instead of their versions.
+const ASSERTED_ATTEMPTS_MAX: u32 = 3;
 /// Metadata entries asked for at once.
 const METADATA_PAGE: u64 = 1024;
 /// Snapshots asked for in one operation.
@@ -89,9 +93,18 @@ impl ImageHeader {
     /// ENOSYS when it uses features that this program does not know, EBADMSG when something in it cannot be decoded,
     /// EAGAIN when it kept changing. Cancel-safe.
     pub async fn read(ioctx: &IoCtx, image: &ImageId) -> Result<ImageHeader> {
-        for _ in 0..ATTEMPTS_MAX {
-            match read_once(ioctx, image).await {
-                Ok(header) => return Ok(header),
+        let mut last: Option<ImageHeader> = None;
+        for attempt in 0..ATTEMPTS_MAX {
+            let assert = attempt < ASSERTED_ATTEMPTS_MAX;
+            match read_once(ioctx, image, assert).await {
+                Ok(header) if assert => return Ok(header),
+                Ok(mut header) => {
+                    let version = std::mem::take(&mut header.version);
+                    if last.as_ref() == Some(&header) {
+                        return Ok(ImageHeader { version, ..header });
+                    }
+                    last = Some(header);
+                }
                 Err(error) if changed_meanwhile(&error) => continue,
                 Err(error) => return Err(error.context(format!("cannot read the header of image {image}"))),
             }
@@ -133,16 +146,17 @@ impl ImageHeader {
     }
 }
 
-/// What [`AssertVersion`](ReadSub::AssertVersion) fails with, and what a vanished snapshot looks like.
+/// What [`AssertVersion`](ReadSub::AssertVersion) fails with.
 fn changed_meanwhile(error: &Error) -> bool {
     error.is(libc::ERANGE) || error.is(libc::EOVERFLOW)
 }
 
-async fn read_once(ioctx: &IoCtx, image: &ImageId) -> Result<ImageHeader> {
+async fn read_once(ioctx: &IoCtx, image: &ImageId, assert: bool) -> Result<ImageHeader> {
     let object = header_object(image);
     let reply = ioctx.read(fixed_part(&object)).await?;
     let mut header = decode_fixed_part(image, reply.version, &mut Answers::new(reply.answers))?;
-    let assert_version = || ReadOp::new(object.clone()).with(ReadSub::AssertVersion(header.version));
+    let assertion = assertion(&header, assert);
+    let assert_version = || ReadOp::new(object.clone()).with(assertion.clone());
 
     let mut reads = Vec::new();
     let striped = header.features.has(Features::STRIPINGV2);
@@ -163,7 +177,11 @@ async fn read_once(ioctx: &IoCtx, image: &ImageId) -> Result<ImageHeader> {
     for chunk in chunks {
         reads.push(ioctx.read(ask_for_snapshots(assert_version(), chunk)));
     }
-    let replies = futures::future::try_join_all(reads).await?;
+    let replies = futures::future::try_join_all(reads).await.map_err(|error| match error.is_not_found() {
+        // A snapshot that was listed is gone.
+        true => Error::new(libc::ERANGE, error.to_string()),
+        false => error,
+    })?;
     // The answers of all operations, one after the other, without those to the assertions.
     let answers = replies.into_iter().flat_map(|reply| reply.answers.into_iter().skip(1));
     let mut answers = Answers::new(answers.collect());
@@ -179,8 +197,12 @@ async fn read_once(ioctx: &IoCtx, image: &ImageId) -> Result<ImageHeader> {
         let snapshot = decode_snapshot(id, header.parent_spec.as_ref(), &mut answers)?;
         header.snapshots.insert(id, snapshot);
     }
-    read_more_metadata(ioctx, &object, &mut header).await?;
+    read_more_metadata(ioctx, &object, &mut header, assertion).await?;
     Ok(header)
+}
+
+fn assertion(header: &ImageHeader, assert: bool) -> ReadSub {
+    if assert { ReadSub::AssertVersion(header.version) } else { ReadSub::AssertExists }
 }
 
 fn call(op: ReadOp, method: &str, input: impl FnOnce(&mut Encoder)) -> ReadOp {
@@ -321,11 +343,16 @@ fn decode_snapshot(id: SnapId, parent: Option<&ParentSpec>, answers: &mut Answer
     })
 }
 
-async fn read_more_metadata(ioctx: &IoCtx, object: &str, header: &mut ImageHeader) -> Result<()> {
+async fn read_more_metadata(
+    ioctx: &IoCtx,
+    object: &str,
+    header: &mut ImageHeader,
+    assertion: ReadSub,
+) -> Result<()> {
     let mut page = header.metadata.len() as u64;
     while page >= METADATA_PAGE {
         let last = header.metadata.keys().next_back().cloned().unwrap_or_default();
-        let op = ReadOp::new(object).with(ReadSub::AssertVersion(header.version));
+        let op = ReadOp::new(object).with(assertion.clone());
         let op = call(op, "metadata_list", |e| {
             e.string(&last).u64(METADATA_PAGE);
         });

@@ -6,6 +6,7 @@ pub mod directory;
 pub mod encodings;
 pub mod exclusive_lock;
 pub mod fast_diff;
+pub mod features;
 #[cfg(test)]
 mod golden;
 pub mod header;
@@ -16,6 +17,7 @@ pub mod layout;
 pub mod managed_lock;
 pub mod mirroring;
 pub mod object_map;
+pub mod read;
 pub mod remove;
 pub mod rollback;
 pub mod snapshots;

@@ -85,11 +85,27 @@ pub async fn remove_from_trash(
     options: &RemoveOptions,
     progress: impl FnMut(u64, u64),
 ) -> Result<()> {
+    remove_from_trash_with(ioctx, id, options, progress, std::future::ready(Ok(()))).await
+}
+
+/// As [`remove_from_trash`]; `rest` removes what else belonged to the image (its journal, say), when all of the image is
+/// gone and before its entry is. It must be repeatable.
+pub async fn remove_from_trash_with(
+    ioctx: &IoCtx,
+    id: &ImageId,
+    options: &RemoveOptions,
+    progress: impl FnMut(u64, u64),
+    rest: impl Future<Output = Result<()>>,
+) -> Result<()> {
     match trash::set_state(ioctx, id, TrashState::Removing, TrashState::Normal).await {
         Err(error) if error.is_not_found() => return Ok(()),
         other => other?,
     }
-    if let Err(error) = remove_image(ioctx, id, options, progress).await {
+    let removed = match remove_image(ioctx, id, options, progress).await {
+        Ok(()) => rest.await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = removed {
         let reset = trash::set_state(ioctx, id, TrashState::Normal, TrashState::Removing).await;
         if let Err(error) = reset {
             tracing::warn!(image = %id, "{error}");

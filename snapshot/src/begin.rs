@@ -15,18 +15,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rados::encoding::{Decoder, Encoder};
 use rados::error::ResultExt;
-use rados::{Error, ErrorClass, ReadAnswer, ReadSub, Result, SnapId, WriteOp, WriteSub};
+use rados::{Error, ReadAnswer, ReadSub, Result, SnapId, WriteOp, WriteSub};
 use rbd::header::ImageHeader;
 use rbd::header_update::HeaderUpdate;
 use rbd::image::{Image, OpenImage};
 use rbd::image_state::{ImageState, read_image_state, write_image_state};
 use rbd::layout::header_object;
-use rbd::object_map::ObjectState;
-use rbd::{Features, MirrorSnapshot, MirrorSnapshotState, Snapshot, SnapshotNamespace};
+use rbd::{MirrorSnapshot, MirrorSnapshotState, Snapshot, SnapshotNamespace};
 
 use crate::plan::{CopyMode, Marker, Sync};
-use crate::sizes::{SnapshotSize, set_sizes};
 use deep_copy::ids::SnapIds;
+use deep_copy::local_maps::copy_head_map;
+use deep_copy::sizes::resize;
 use deep_copy::steps::CopySteps;
 
 /// Extended attribute of the local header that holds the [`Marker`]: `u64` snapshot id, `u8` 1 for a repair.
@@ -311,76 +311,6 @@ async fn prepare(
     let snaps: Vec<_> = pairs.iter().map(|(remote_snap, local)| (*local, size(*remote_snap))).collect();
     let state = write_image_state(local.image.header_ioctx(), local.image.id(), end, state);
     futures::try_join!(copy_head_map(local, &snaps), state).map(drop)
-}
-
-/// Gives each of `snaps` the head's object map, cut to its size in bytes and with everything clean: the head equals
-/// the snapshot before. The copy corrects them.
-async fn copy_head_map(local: &OpenImage, snaps: &[(SnapId, u64)]) -> Result<()> {
-    if !local.header.features.has(Features::OBJECT_MAP) {
-        return Ok(());
-    }
-    let head = match local.image.object_map(SnapId::HEAD).load().await {
-        Ok(head) => head,
-        // The copy finds out by itself, and flags it.
-        Err(error) if error.class() == ErrorClass::Permanent => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    let copies = snaps.iter().map(|(snap, size)| {
-        let mut map = head.clone();
-        map.resize(local.header.layout.object_count(*size));
-        if local.header.features.has(Features::FAST_DIFF) {
-            map.snap_add();
-        }
-        let object = local.image.object_map(*snap);
-        async move { object.save(&map).await }
-    });
-    futures::future::try_join_all(copies).await.map(drop)
-}
-
-/// Gives head and snapshots of the round the sizes that they have remotely.
-async fn resize(local: &mut OpenImage, remote: &OpenImage, pairs: &[(SnapId, SnapId)]) -> Result<()> {
-    let end = pairs.last().map(|(remote, _)| *remote).unwrap_or(SnapId::HEAD);
-    let Some(head_size) = remote.header.size_at(end) else {
-        return Err(Error::new(
-            libc::ENOENT,
-            format!("cannot copy snapshot {end}: the remote image lost it"),
-        ));
-    };
-    let sizes = pairs.iter().filter_map(|(remote_snap, local_snap)| {
-        let remote_snapshot = remote.header.snapshots.get(remote_snap)?;
-        let clone = local.header.parent_spec.is_some();
-        Some(SnapshotSize {
-            snap: *local_snap,
-            image_size: remote_snapshot.image_size,
-            parent_overlap: remote_snapshot.parent.as_ref().filter(|_| clone).map(|p| p.overlap),
-        })
-    });
-    let sizes: Vec<_> = sizes.collect();
-    let differs = |s: &SnapshotSize| {
-        let stored = &local.header.snapshots[&s.snap];
-        stored.image_size != s.image_size || stored.parent.as_ref().map(|p| p.overlap) != s.parent_overlap
-    };
-    if local.header.size == head_size && !sizes.iter().any(differs) {
-        return Ok(());
-    }
-    let largest = sizes.iter().map(|s| s.image_size).chain([head_size]).max().unwrap_or(0);
-    grow_head_map(local, local.header.layout.object_count(largest)).await?;
-    set_sizes(&local.image, head_size, &sizes).await?;
-    local.refresh().await
-}
-
-/// While it is being filled the head has room for every object of every step; the commit cuts its map.
-async fn grow_head_map(local: &OpenImage, objects: u64) -> Result<()> {
-    if !local.header.features.has(Features::OBJECT_MAP) {
-        return Ok(());
-    }
-    let map = local.image.object_map(SnapId::HEAD);
-    match map.load().await {
-        Ok(stored) if stored.len() < objects => map.resize(objects, ObjectState::NonExistent).await,
-        // The copy finds out by itself that a map makes no sense, and flags it.
-        Err(error) if error.class() != ErrorClass::Permanent => Err(error),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -6,13 +6,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rados::{Error, ErrorClass, Result, SnapId, WriteOp};
+use rados::{Error, Result, SnapId, WriteOp};
 use rbd::header::ImageHeader;
 use rbd::header_update::HeaderUpdate;
 use rbd::image::OpenImage;
-use rbd::object_map::ObjectState;
 use rbd::watch_notify::notify_header_update;
-use rbd::{Features, SnapshotNamespace, children, snapshots};
+use rbd::{SnapshotNamespace, children};
+
+use deep_copy::local_maps::cut_head_map;
 
 use crate::begin::{ATTEMPTS_MAX, Begun, is_changed, newest_mirror_snapshot, unless_changed, write_marker};
 use crate::plan::Marker;
@@ -110,22 +111,6 @@ fn completion(
 
 fn has_parent(header: &ImageHeader) -> bool {
     header.parent.is_some() || header.snapshots.values().any(|s| s.parent.is_some())
-}
-
-/// Cuts the head's object map to the size that the image has now; the round may have needed a larger one.
-async fn cut_head_map(local: &OpenImage) -> Result<()> {
-    if !local.header.features.has(Features::OBJECT_MAP) {
-        return Ok(());
-    }
-    let objects = local.header.layout.object_count(local.header.size);
-    match local.image.object_map(SnapId::HEAD).resize(objects, ObjectState::NonExistent).await {
-        // A map that makes no sense is flagged as such, and keeps nobody from promoting.
-        Err(error) if error.class() == ErrorClass::Permanent => {
-            tracing::warn!(image = %local.image.id(), "leaving the object map alone: {error}");
-            snapshots::invalidate_object_map(&local.image, &local.header, SnapId::HEAD).await
-        }
-        other => other,
-    }
 }
 
 /// Renames user snapshots whose names others are about to get: those that were removed on the primary, and those that

@@ -1,7 +1,5 @@
 //! Snapshot mode: plan a round, begin it, commit it; what lies between is the crate `deep_copy`.
-pub mod apply;
 pub mod begin;
 pub mod commit;
 pub mod plan;
 pub mod point;
-pub mod sizes;

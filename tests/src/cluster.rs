@@ -50,7 +50,6 @@ pub struct Cluster {
     folder: PathBuf,
     /// What doesn't change while the cluster runs; its list of daemons is not used, see [`Cluster::state`].
     fixed: State,
-    die_with_parent: bool,
     ends_on_drop: bool,
     /// Held while `cluster.json` is read, changed and replaced.
     changing: Mutex<()>,
@@ -84,12 +83,15 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Attaches to the cluster in `folder` that some other process has started; it goes on when this is dropped.
+    /// Attaches to the cluster in `folder` that somebody else has started; it goes on when this is dropped.
+    ///
+    /// A daemon that is started again through this handle outlives this process only if the cluster's first ones outlive
+    /// the process that started them.
     pub fn attach(folder: &Path) -> Result<Self> {
         let folder =
             folder.canonicalize().with_context(|| format!("there is no folder {}", folder.display()))?;
         let fixed = State::read(&folder)?;
-        Ok(Cluster { folder, fixed, die_with_parent: false, ends_on_drop: false, changing: Mutex::default() })
+        Ok(Cluster { folder, fixed, ends_on_drop: false, changing: Mutex::default() })
     }
 
     /// Writes everything that the daemons find when they start.
@@ -101,6 +103,7 @@ impl Cluster {
             mon_host: ports.addresses(),
             osds: options.osds,
             ceph_bin: options.ceph_bin.clone(),
+            die_with_parent: options.die_with_parent,
             daemons: BTreeMap::new(),
         };
         for part in ["log", "run", "crash", MON, MGR] {
@@ -109,13 +112,8 @@ impl Cluster {
         conf::link_mgr_modules(folder, options)?;
         std::fs::write(folder.join("ceph.conf"), conf::text(folder, &fixed.fsid, ports, options))?;
         fixed.write(folder)?;
-        let cluster = Cluster {
-            folder: folder.to_owned(),
-            fixed,
-            die_with_parent: options.die_with_parent,
-            ends_on_drop: true,
-            changing: Mutex::default(),
-        };
+        let cluster =
+            Cluster { folder: folder.to_owned(), fixed, ends_on_drop: true, changing: Mutex::default() };
         cluster.link_names(cluster.name(), folder)?;
         Ok(cluster)
     }
@@ -225,7 +223,7 @@ impl Cluster {
             cwd: self.folder.clone(),
             output: self.folder.join(format!("log/{name}.out")),
             mark: conf.display().to_string(),
-            die_with_parent: self.die_with_parent,
+            die_with_parent: self.fixed.die_with_parent,
         }
         .start()?;
         process::adopt(child);

@@ -4,8 +4,6 @@
 //! exists and skips what exists on neither side: for large and mostly empty images. It trusts the list of objects and
 //! of their extents, not the object map, and reads the data like any reader.
 
-use std::process::Stdio;
-
 use anyhow::{Context, Result, bail, ensure};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, ChildStdout};
@@ -237,7 +235,7 @@ struct Export {
 impl Export {
     fn start(cluster: &Cluster, command: &str, spec: &str) -> Result<Self> {
         let tool = cluster.tool("rbd").args([command, "--no-progress", spec, "-"]);
-        let mut child = tool.command().stderr(Stdio::piped()).spawn().with_context(|| tool.line())?;
+        let mut child = tool.spawn().with_context(|| tool.line())?;
         let output = child.stdout.take().context("the export has no output")?;
         Ok(Export { child, output, line: tool.line() })
     }

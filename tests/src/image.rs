@@ -10,6 +10,7 @@ use std::ops::Range;
 use anyhow::{Context, Result, ensure};
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngCore as _, SeedableRng as _};
+use serde_json::Value;
 
 use crate::cluster::Cluster;
 use crate::diff::DiffWriter;
@@ -146,28 +147,27 @@ impl Cluster {
     /// Discards a range of an image of a pool's default namespace, exactly as far as asked: librbd's own rounding to
     /// 64 KiB is switched off.
     pub async fn discard(&self, image: &str, offset: u64, length: u64) -> Result<()> {
+        let exact = "rbd discard granularity bytes = 0\nrbd skip partial discard = false\n";
+        let (offset, length) = (format!("--offset={offset}"), length.to_string());
+        let (size, block) = (format!("--size={length}"), format!("--bs={length}"));
+        self.fio(image, exact, &["--rw=trim", "--iodepth=1", &offset, &size, &block]).await.map(drop)
+    }
+
+    /// Runs `fio` on an image of a pool's default namespace, with more lines for the client's configuration; answers with
+    /// what it says of its one job.
+    pub async fn fio(&self, image: &str, conf: &str, args: &[&str]) -> Result<Value> {
         let (pool, name) = image.split_once('/').context("images are called POOL/IMAGE")?;
-        ensure!(!name.contains('/'), "fio cannot discard in the namespace of {image}; use write_zeroes");
+        ensure!(!name.contains('/'), "fio cannot write in the namespace of {image}; use import-diff");
         // fio configures its client from the environment alone.
-        let conf =
+        let file =
             tempfile::NamedTempFile::new_in(self.folder()).context("making room for a configuration")?;
         let own = std::fs::read_to_string(self.conf_path())?;
-        let exact = "\n[client]\nrbd discard granularity bytes = 0\nrbd skip partial discard = false\n";
-        std::fs::write(conf.path(), own.replace("$cluster", "ceph") + exact)?;
-        let job = Tool::new("fio").env("CEPH_CONF", conf.path()).args([
-            "--name=discard",
-            "--ioengine=rbd",
-            "--clientname=admin",
-            "--rw=trim",
-            "--iodepth=1",
-            &format!("--pool={pool}"),
-            &format!("--rbdname={name}"),
-            &format!("--offset={offset}"),
-            &format!("--size={length}"),
-            &format!("--bs={length}"),
-        ]);
-        job.run().await?;
-        Ok(())
+        std::fs::write(file.path(), format!("{}\n[client]\n{conf}", own.replace("$cluster", "ceph")))?;
+        let (pool, name) = (format!("--pool={pool}"), format!("--rbdname={name}"));
+        let job = Tool::new("fio").env("CEPH_CONF", file.path());
+        let job = job.args(["--name=job", "--ioengine=rbd", "--clientname=admin", "--output-format=json"]);
+        let mut said = job.args([&pool, &name]).args(args).run_json().await?;
+        Ok(said["jobs"][0].take())
     }
 
     /// Changes an image's size, in bytes, up or down.

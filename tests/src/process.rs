@@ -4,9 +4,9 @@
 //! known by its [`Identity`]: pid, start time, and a text (a path in its private folder) that stands in its command
 //! line. Nothing is ever signalled that doesn't match in all three.
 //!
-//! A daemon that is to die with its parent is started through `setpriv --pdeathsig KILL`. The kernel sends that signal
-//! when the *thread* that started the daemon ends, and threads of an async runtime come and go; so daemons are started
-//! by one thread that lives as long as the process.
+//! What is to die with its parent, as tools always are, is started through `setpriv --pdeathsig KILL`. The kernel sends
+//! that signal when the *thread* that started the process ends, and threads of an async runtime come and go; so
+//! processes are started by one thread that lives as long as this process.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -76,7 +76,8 @@ fn stat(pid: i32) -> Option<Stat> {
 }
 
 impl Identity {
-    fn of_new(pid: i32, mark: &str) -> Result<Self> {
+    /// A process that was just started. It fails when it has ended already.
+    pub fn of_running(pid: i32, mark: &str) -> Result<Self> {
         let stat = stat(pid).with_context(|| format!("process {pid} ended as soon as it was started"))?;
         Ok(Identity { pid, start_ticks: stat.start_ticks, mark: mark.to_owned() })
     }
@@ -169,7 +170,7 @@ impl Launch {
         let output = output.with_context(|| format!("cannot write {}", self.output.display()))?;
         let mut words: Vec<&OsStr> = Vec::new();
         if self.die_with_parent {
-            words.extend(["setpriv", "--pdeathsig", "KILL", "--"].map(OsStr::new));
+            words.extend(DIE_WITH_PARENT.map(OsStr::new));
         }
         words.push(self.program.as_os_str());
         words.extend(self.args.iter().map(OsString::as_os_str));
@@ -185,30 +186,31 @@ impl Launch {
             .stdout(output.try_clone()?)
             .stderr(output);
         let line = words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
-        let child = spawn_from_lasting_thread(command).with_context(|| format!("cannot start `{line}`"))?;
-        let identity = Identity::of_new(child.id().cast_signed(), &self.mark);
+        let child =
+            from_lasting_thread(move || command.spawn()).with_context(|| format!("cannot start `{line}`"))?;
+        let identity = Identity::of_running(child.id().cast_signed(), &self.mark);
         Ok((identity.with_context(|| tail(&self.output, 20))?, child))
     }
 }
 
-type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
+/// What a command line begins with whose process is to die with the process that starts it. It must be started by
+/// [`from_lasting_thread`].
+pub(crate) const DIE_WITH_PARENT: [&str; 4] = ["setpriv", "--pdeathsig", "KILL", "--"];
 
-/// Starts a command from the one thread that never ends before the process does.
-fn spawn_from_lasting_thread(command: Command) -> std::io::Result<Child> {
-    static ORDERS: OnceLock<mpsc::Sender<Order>> = OnceLock::new();
+/// Starts a process from the one thread that never ends before this process does.
+pub(crate) fn from_lasting_thread<T: Send + 'static>(
+    start: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> std::io::Result<T> {
+    static ORDERS: OnceLock<mpsc::Sender<Box<dyn FnOnce() + Send>>> = OnceLock::new();
     let orders = ORDERS.get_or_init(|| {
-        let (sender, receiver) = mpsc::channel::<Order>();
-        std::thread::spawn(move || {
-            for (mut command, answer) in receiver {
-                let _ = answer.send(command.spawn());
-            }
-        });
+        let (sender, receiver) = mpsc::channel::<Box<dyn FnOnce() + Send>>();
+        std::thread::spawn(move || receiver.into_iter().for_each(|order| order()));
         sender
     });
-    let gone = || std::io::Error::other("the thread that starts daemons is gone");
-    let (answer, spawned) = mpsc::channel();
-    orders.send((command, answer)).map_err(|_| gone())?;
-    spawned.recv().map_err(|_| gone())?
+    let gone = || std::io::Error::other("the thread that starts processes is gone");
+    let (answer, started) = mpsc::channel();
+    orders.send(Box::new(move || drop(answer.send(start())))).map_err(|_| gone())?;
+    started.recv().map_err(|_| gone())?
 }
 
 /// Daemons that this process has started and that nobody waits for: they are waited for here once they have ended.

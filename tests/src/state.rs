@@ -22,6 +22,10 @@ pub(crate) struct State {
     pub mon_host: String,
     pub osds: usize,
     pub ceph_bin: Option<PathBuf>,
+    /// Whether daemons die with the process that starts them, see `ClusterOptions::die_with_parent`. Daemons that are
+    /// started again by a process that only attached to the cluster are treated as the first ones were.
+    #[serde(default)]
+    pub die_with_parent: bool,
     /// The daemons by name (`mon.a`, `mgr.x`, `osd.0`), as they were last started.
     pub daemons: BTreeMap<String, Identity>,
 }

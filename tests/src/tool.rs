@@ -6,13 +6,18 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
+
+use crate::process::{DIE_WITH_PARENT, from_lasting_thread};
 
 /// How long a tool may take unless told otherwise. Ceph's tools wait for ever for a cluster that doesn't answer.
 pub const TOOL_LIMIT_DEFAULT: Duration = Duration::from_secs(120);
 
 /// Environment variables that would send Ceph's tools to some other cluster.
 pub(crate) const FOREIGN_ENVIRONMENT: [&str; 3] = ["CEPH_CONF", "CEPH_ARGS", "CEPH_KEYRING"];
+
+/// What `setpriv` says when there is no such program, or it may not be run.
+const NOT_STARTED: &str = "setpriv: ";
 
 /// A tool that couldn't be run, took too long, or ended with an error.
 #[derive(Debug, thiserror::Error)]
@@ -132,26 +137,46 @@ impl Tool {
         words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
     }
 
-    /// The command, ready to be spawned, with its own pipes; it is killed when its handle is dropped.
-    pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
+    /// Starts the tool with its own pipes. It is killed when its handle is dropped, and at the latest when this process
+    /// ends: it might wait for ever for a cluster that has ended as well.
+    pub(crate) fn spawn(&self) -> std::io::Result<Child> {
+        let input = if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() };
+        self.spawn_with(input, Stdio::piped())
+    }
+
+    /// Starts the tool and lets it run: its standard input is a pipe, its standard error is one, and what it writes to
+    /// its standard output is thrown away. It is killed when its handle is dropped, and at the latest when this process
+    /// ends.
+    pub fn start(&self) -> Result<Child, ToolError> {
+        let failed = |source| ToolError::Start { command: self.line(), source };
+        self.spawn_with(Stdio::piped(), Stdio::null()).map_err(failed)
+    }
+
+    fn spawn_with(&self, input: Stdio, output: Stdio) -> std::io::Result<Child> {
+        let mut command = Command::new(DIE_WITH_PARENT[0]);
         for name in FOREIGN_ENVIRONMENT {
             command.env_remove(name);
         }
         command
+            .args(&DIE_WITH_PARENT[1..])
+            .arg(&self.program)
             .args(&self.args)
             .envs(self.envs.iter().map(|(name, value)| (name, value)))
-            .stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() })
-            .stdout(Stdio::piped())
+            .stdin(input)
+            .stdout(output)
             .stderr(Stdio::piped())
             .kill_on_drop(true);
-        command
+        let runtime = tokio::runtime::Handle::current();
+        from_lasting_thread(move || {
+            let _in_runtime = runtime.enter();
+            command.spawn()
+        })
     }
 
     /// Runs the tool and gives its standard output as bytes. A dropped future kills the tool.
     pub async fn run_bytes(self) -> Result<Vec<u8>, ToolError> {
         let start_error = |source| ToolError::Start { command: self.line(), source };
-        let mut child = self.command().spawn().map_err(start_error)?;
+        let mut child = self.spawn().map_err(start_error)?;
         let feed = child.stdin.take().zip(self.stdin.clone());
         let feeding = async {
             if let Some((mut pipe, bytes)) = feed {
@@ -173,6 +198,9 @@ impl Tool {
             return Ok(output.stdout);
         }
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        if let Some(why) = stderr.strip_prefix(NOT_STARTED) {
+            return Err(start_error(std::io::Error::other(why.trim().to_owned())));
+        }
         Err(ToolError::Failed { command: self.line(), status: output.status, stderr })
     }
 
@@ -201,6 +229,13 @@ mod tests {
             error.to_string(),
             "`sh -c echo no luck >&2; exit 22` ended with exit status: 22: no luck"
         );
+    }
+
+    #[tokio::test]
+    async fn a_tool_that_is_not_there_is_told_from_one_that_fails() {
+        let error = Tool::new("/no/such/tool").run().await.unwrap_err();
+        assert!(matches!(error, ToolError::Start { .. }), "{error}");
+        assert!(error.to_string().contains("No such file"), "{error}");
     }
 
     #[tokio::test]

@@ -1,15 +1,19 @@
 //! Proves the harness on real clusters: what it starts works, what it compares is told apart, what it ends is gone, and
 //! Ceph's own daemon mirrors through it.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tests::image::RandomWrites;
+use tests::process::Identity;
+use tests::stamped::{Pattern, Writing, stamps_of};
 use tests::two_clusters::Direction;
 use tests::{
     Cluster, ClusterOptions, Comparison, DaemonKind, Extents, MirrorDaemon, MirrorDaemonOptions, OsdEnd,
-    TwoClusters, compare, compare_sparse,
+    StampedWriter, TwoClusters, compare, compare_sparse,
 };
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 const MIB: u64 = 1 << 20;
 
@@ -25,6 +29,7 @@ async fn the_harness_holds_what_it_promises() -> Result<()> {
     step("compare", images_are_told_apart(&clusters)).await?;
     step("workloads", workloads_do_what_they_say(&clusters.a)).await?;
     step("namespaces and striping", odd_images_compare(&clusters)).await?;
+    step("stamped writes", a_stamped_writer_writes_what_its_seed_says(&clusters.a)).await?;
     step("osd", an_osd_goes_and_comes_back(&clusters.a)).await?;
     step("freeze, restart, blocklist", the_cluster_can_be_disturbed(&clusters.b)).await?;
     step("Ceph's rbd-mirror", cephs_daemon_mirrors(&clusters)).await?;
@@ -35,6 +40,68 @@ async fn the_harness_holds_what_it_promises() -> Result<()> {
     drop(clusters);
     assert!(!folder.exists(), "{} is still there", folder.display());
     Ok(())
+}
+
+/// However a test run ends, nothing that it has started goes on: not the clusters, not a daemon that was started again
+/// through another handle and from a thread that has ended since, not a tool. The folder goes, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_outlives_a_killed_test_run() -> Result<()> {
+    let mut run = tokio::process::Command::new(std::env::current_exe()?)
+        .args(["--ignored", "--exact", "--nocapture", "a_test_run_that_waits_to_be_killed"])
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut lines = BufReader::new(run.stdout.take().context("its output is a pipe")?).lines();
+    let told = async {
+        loop {
+            let line = lines.next_line().await?.context("the run ended by itself")?;
+            if let Some((_, told)) = line.split_once(READY) {
+                break anyhow::Ok(serde_json::from_str::<(PathBuf, Identity)>(told)?);
+            }
+        }
+    };
+    let (folder, tool) = tokio::time::timeout(Duration::from_secs(120), told).await??;
+    let mut processes = vec![("the tool".to_owned(), tool)];
+    for cluster in TwoClusters::attach(&folder)?.both() {
+        processes.extend(cluster.daemons()?.into_iter().map(|(name, identity, _)| (name, identity)));
+    }
+    assert_eq!(processes.len(), 7);
+    for (name, identity) in &processes {
+        assert!(identity.alive(), "{name} doesn't run");
+    }
+    run.kill().await?;
+    for (name, identity) in &processes {
+        assert!(identity.ended_within(Duration::from_secs(20)).await, "{name} still runs");
+    }
+    tests::wait::until("the folder to go", Duration::from_secs(20), || async {
+        Ok((!folder.exists()).then_some(()))
+    })
+    .await
+}
+
+/// What the run that is killed says when everything is in place; the rest of the line tells what.
+const READY: &str = "ready to be killed: ";
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by the test that kills it"]
+async fn a_test_run_that_waits_to_be_killed() -> Result<()> {
+    let clusters = TwoClusters::start_temporary(&ClusterOptions::default()).await?;
+    let folder = clusters.folder().to_owned();
+    let restart = |folder: PathBuf| {
+        tokio::runtime::Runtime::new()?.block_on(async {
+            let attached = TwoClusters::attach(&folder)?;
+            attached.b.osd_stop(0, OsdEnd::Kill).await?;
+            attached.b.osd_start(0).await
+        })
+    };
+    let attached = folder.clone();
+    let restarted = std::thread::spawn(move || restart(attached)).join();
+    restarted.expect("the thread that starts an OSD again ends in order")?;
+    let tool = clusters.a.tool("ceph").arg("--watch").start()?;
+    let pid = tool.id().context("the tool runs")?.cast_signed();
+    let tool = Identity::of_running(pid, "--watch")?;
+    println!("{READY}{}", serde_json::to_string(&(folder, tool))?);
+    std::future::pending().await
 }
 
 async fn step(name: &str, doing: impl Future<Output = Result<()>>) -> Result<()> {
@@ -151,6 +218,22 @@ async fn workloads_do_what_they_say(a: &Cluster) -> Result<()> {
     assert!(a.rbd_json(&["info", "rbd/child"]).await?["parent"].is_null());
     a.rbd(&["rm", "--no-progress", "rbd/second"]).await?;
     a.snap_remove("rbd/work@two").await.map_err(Into::into)
+}
+
+async fn a_stamped_writer_writes_what_its_seed_says(a: &Cluster) -> Result<()> {
+    const LIMIT: Duration = Duration::from_secs(60);
+    let pattern = Pattern { seed: 3, blocks: 1024, batch_min: 1, batch_max: 40, discards: 2 };
+    let writing = Writing { pattern, depth: 8, snap_every: 10, batches: 0, pause: Duration::ZERO };
+    a.create_image("rbd/stamped", 4 * MIB, &[]).await?;
+    let mut writer = StampedWriter::start(a, "rbd/stamped", &writing)?;
+    writer.reach(25, LIMIT).await?;
+    let batch = writer.stop(LIMIT).await?;
+    let image = stamps_of(&a.read("rbd/stamped").await?)?;
+    assert!(image == pattern.stamps_after(batch), "the image is not in the state behind batch {batch}");
+    assert!([batch, batch + 1].contains(&pattern.batch_of(&image, batch + 1)?));
+    let snapshot = stamps_of(&a.read("rbd/stamped@batch-20").await?)?;
+    assert!(snapshot == pattern.stamps_after(20), "the snapshot is not of batch 20");
+    Ok(())
 }
 
 async fn odd_images_compare(clusters: &TwoClusters) -> Result<()> {

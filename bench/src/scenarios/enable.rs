@@ -25,7 +25,7 @@ pub async fn run(ground: &Ground, results: &mut Results) -> Result<()> {
         let turn = Turn::begin(ground, who).await?;
         for _ in 0..ground.repetitions(3, 1) {
             number += 1;
-            let written = full_image(ground, &format!("small-{number}"), SMALL_BYTES, number).await?;
+            let written = full_image(ground, &format!("small-{number}"), SMALL_BYTES, number, &[]).await?;
             let asked = Instant::now();
             let watched = async {
                 let (taken, snap) =

@@ -1,21 +1,57 @@
 //! Many images to which nothing happens.
 //!
-//! They are made and copied once, by our daemon, and then both daemons in turn look after them for a minute. A daemon
-//! begins its minute when it has used hardly any CPU time for some seconds: it has opened all images by then.
+//! They lie in a pool of their own. They are made and copied once, by our daemon, and then both daemons in turn look
+//! after them for a minute. A daemon begins its minute when it has used hardly any CPU time for some seconds: it has
+//! opened all images by then. What the OSDs of both clusters use meanwhile is told beside it.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use futures::stream::{self, StreamExt, TryStreamExt};
-use rbd::Snapshot;
-use rbd::image::Image;
+use tests::two_clusters::Direction;
 
 use crate::figures::{Measure, Results, Target, Who};
-use crate::ground::{Ground, spec};
+use crate::ground::Ground;
 use crate::turn::Turn;
 
-const CPU: Measure =
-    Measure { name: "500 idle images: CPU time in a minute", unit: "s", target: Target::RatioAtMost(1.0) };
+/// One kind of idle images.
+struct Kind {
+    pool: &'static str,
+    mode: &'static str,
+    create: &'static [&'static str],
+    images: usize,
+    images_quick: usize,
+    cpu: Measure,
+    osd_cpu: Measure,
+}
+
+static SNAPSHOT: Kind = Kind {
+    pool: "idle-snapshot",
+    mode: "snapshot",
+    create: &[],
+    images: 500,
+    images_quick: 50,
+    cpu: Measure {
+        name: "500 idle images: CPU time in a minute",
+        unit: "s",
+        target: Target::RatioAtMost(1.0),
+    },
+    osd_cpu: Measure { name: "  of the OSDs", unit: "s", target: Target::Told },
+};
+
+static JOURNAL: Kind = Kind {
+    pool: "idle-journal",
+    mode: "journal",
+    create: &["--image-feature", "exclusive-lock,journaling"],
+    images: 1000,
+    images_quick: 100,
+    cpu: Measure {
+        name: "1000 idle journalled images: CPU time in a minute",
+        unit: "s",
+        target: Target::RatioAtMost(1.0),
+    },
+    osd_cpu: Measure { name: "  of the OSDs meanwhile", unit: "s", target: Target::Told },
+};
 
 /// Size of an image: one object, to which nothing is written.
 const BYTES: u64 = 4 << 20;
@@ -30,39 +66,51 @@ const IDLE_LOOK: Duration = Duration::from_secs(5);
 /// How often that is looked for.
 const IDLE_LOOKS: usize = 24;
 
-/// Runs it.
+/// Images mirrored by snapshots.
 pub async fn run(ground: &Ground, results: &mut Results) -> Result<()> {
-    let images = ground.repetitions(500, 50);
+    idle(ground, results, &SNAPSHOT).await
+}
+
+/// Images mirrored by their journals.
+pub async fn journalled(ground: &Ground, results: &mut Results) -> Result<()> {
+    idle(ground, results, &JOURNAL).await
+}
+
+async fn idle(ground: &Ground, results: &mut Results, kind: &Kind) -> Result<()> {
+    let images = ground.repetitions(kind.images, kind.images_quick);
     let minute = Duration::from_secs(if ground.quick { 15 } else { 60 });
-    make_images(ground, images).await?;
+    ground.clusters.create_pool(kind.pool).await?;
+    ground.clusters.connect_peers(kind.pool, Direction::Both).await?;
+    make_images(ground, kind, images).await?;
     let turn = Turn::begin(ground, Who::Ours).await?;
-    turn.explain(wait_copied(ground, images).await)?;
+    turn.explain(wait_copied(ground, kind, images).await)?;
     turn.end().await?;
     for who in Who::alternate(1) {
         let turn = Turn::begin(ground, who).await?;
         settle(&turn).await?;
-        let before = turn.cpu_s()?;
+        let before = (turn.cpu_s()?, osd_cpu_s(ground)?);
         // What is measured is a time that passes, not something to wait for.
         tokio::time::sleep(minute).await;
-        let used = turn.cpu_s()? - before;
-        results.add(CPU, who, used * 60.0 / minute.as_secs_f64());
+        let after = (turn.cpu_s()?, osd_cpu_s(ground)?);
+        let in_a_minute = |used: f64| used * 60.0 / minute.as_secs_f64();
+        results.add(kind.cpu, who, in_a_minute(after.0 - before.0));
+        results.add(kind.osd_cpu, who, in_a_minute(after.1 - before.1));
         turn.end().await?;
     }
+    ground.a().delete_pool(kind.pool).await?;
+    ground.b().delete_pool(kind.pool).await?;
     Ok(())
 }
 
-fn name(number: usize) -> String {
-    format!("idle-{number:03}")
-}
-
 /// Makes the images, and enables mirroring of them.
-async fn make_images(ground: &Ground, images: usize) -> Result<()> {
+async fn make_images(ground: &Ground, kind: &Kind, images: usize) -> Result<()> {
     // Nothing is timed here, and with the default of a second this alone would take several minutes.
     set_paxos_propose_interval(ground, Some("0.05")).await?;
     let made = stream::iter(0..images)
         .map(async |number| {
-            ground.a().create_image(&spec(&name(number)), BYTES, &[]).await?;
-            ground.a().rbd(&["mirror", "image", "enable", &spec(&name(number)), "snapshot"]).await?;
+            let image = format!("{}/idle-{number:03}", kind.pool);
+            ground.a().create_image(&image, BYTES, kind.create).await?;
+            ground.a().rbd(&["mirror", "image", "enable", &image, kind.mode]).await?;
             Ok::<(), anyhow::Error>(())
         })
         .buffer_unordered(TOOLS)
@@ -81,29 +129,28 @@ async fn set_paxos_propose_interval(ground: &Ground, seconds: Option<&str>) -> R
     Ok(())
 }
 
-/// Waits until every image has a complete copy.
-async fn wait_copied(ground: &Ground, images: usize) -> Result<()> {
-    let mut copied = 0;
+/// Waits until every image is followed.
+async fn wait_copied(ground: &Ground, kind: &Kind, images: usize) -> Result<()> {
     let started = Instant::now();
-    while copied < images {
-        if has_copy(ground, &name(copied)).await? {
-            copied += 1;
-            continue;
+    loop {
+        let status = ground.b().rbd_json(&["mirror", "pool", "status", kind.pool]).await?;
+        let replaying = status["summary"]["states"]["replaying"].as_u64().unwrap_or(0);
+        if replaying as usize >= images {
+            return Ok(());
         }
-        ensure!(started.elapsed() < COPY_LIMIT, "{} has no copy after {COPY_LIMIT:?}", name(copied));
-        tokio::time::sleep(tests::wait::POLL_INTERVAL).await;
+        ensure!(started.elapsed() < COPY_LIMIT, "{replaying} of {images} are copied after {COPY_LIMIT:?}");
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    Ok(())
 }
 
-async fn has_copy(ground: &Ground, image: &str) -> Result<bool> {
-    match Image::open_by_name(&ground.copy, image).await {
-        Ok((_, header)) => {
-            Ok(header.snapshots.values().filter_map(Snapshot::mirror).any(|mirror| mirror.complete))
-        }
-        Err(error) if error.is_not_found() => Ok(false),
-        Err(error) => Err(error.into()),
+/// CPU time that the OSDs of both clusters have used so far, in seconds.
+fn osd_cpu_s(ground: &Ground) -> Result<f64> {
+    let mut sum = 0.0;
+    for cluster in ground.clusters.both() {
+        let osds = cluster.daemons()?.into_iter().filter(|(name, _, _)| name.starts_with("osd."));
+        sum += osds.filter_map(|(_, _, usage)| Some(usage?.cpu_s)).sum::<f64>();
     }
+    Ok(sum)
 }
 
 /// Waits until a daemon has nothing left to do.

@@ -4,6 +4,7 @@ mod delta;
 mod enable;
 mod first_copy;
 mod idle;
+mod journal;
 mod one_write;
 mod resync;
 mod start;
@@ -70,6 +71,31 @@ pub static SCENARIOS: &[Scenario] = &[
         about: "a minute with 500 images to which nothing happens",
         run: |ground, results| Box::pin(idle::run(ground, results)),
     },
+    Scenario {
+        name: "journal-first-copy",
+        about: "first copy of a journalled image of 512 MiB",
+        run: |ground, results| Box::pin(journal::first_copy(ground, results)),
+    },
+    Scenario {
+        name: "journal-burst",
+        about: "bursts of journalled writes: 16384 of 4 KiB, and 8192 of 64 KiB",
+        run: |ground, results| Box::pin(journal::bursts(ground, results)),
+    },
+    Scenario {
+        name: "journal-one-write",
+        about: "single journalled writes, written to visible at the copy",
+        run: |ground, results| Box::pin(journal::single_writes(ground, results)),
+    },
+    Scenario {
+        name: "journal-loss",
+        about: "a daemon killed under a steady load of journalled writes: how many had not arrived",
+        run: |ground, results| Box::pin(journal::loss(ground, results)),
+    },
+    Scenario {
+        name: "journal-idle",
+        about: "a minute with 1000 journalled images to which nothing happens",
+        run: |ground, results| Box::pin(idle::journalled(ground, results)),
+    },
 ];
 
 /// How many large images there are, and how large they are.
@@ -80,7 +106,7 @@ const LARGE_BYTES: u64 = 256 << 20;
 async fn large_images(ground: &Ground) -> Result<Vec<Written>> {
     let mut images = Vec::new();
     for n in 0..LARGE_IMAGES {
-        images.push(full_image(ground, &format!("large-{n}"), LARGE_BYTES, n).await?);
+        images.push(full_image(ground, &format!("large-{n}"), LARGE_BYTES, n, &[]).await?);
     }
     Ok(images)
 }

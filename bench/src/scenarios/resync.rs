@@ -25,7 +25,7 @@ const BYTES: u64 = 512 << 20;
 
 /// Runs it.
 pub async fn run(ground: &Ground, results: &mut Results) -> Result<()> {
-    let written = full_image(ground, IMAGE, BYTES, 99).await?;
+    let written = full_image(ground, IMAGE, BYTES, 99, &[]).await?;
     let mut mirrored = false;
     for who in Who::alternate(ground.repetitions(2, 1)) {
         let turn = Turn::begin(ground, who).await?;

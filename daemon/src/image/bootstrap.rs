@@ -1,11 +1,14 @@
 //! From a global image id to two open images: finding both, making the local one, and deciding which of them is gone.
 //!
 //! A local image is made in the mirror state `creating`, which says that it holds nothing yet: found again in that
-//! state, it is removed and made anew. It becomes `enabled` with its first mirror-snapshot.
+//! state, it is removed and made anew. It becomes `enabled` with its first mirror-snapshot, or with its journal.
 //!
 //! Reference: `PrepareLocalImageRequest.cc`, `PrepareRemoteImageRequest.cc`, `CreateImageRequest.cc`,
 //! `snapshot/CreateLocalImageRequest.cc` in `src/tools/rbd_mirror/image_replayer/`.
 
+use journal::Journal;
+use journal::image_journal::ImageJournal;
+use journal::types::{ClientData, MirrorPeerState};
 use rados::error::ResultExt;
 use rados::{Error, IoCtx, PoolId, Result, SnapId};
 use rbd::children::CloneFormat;
@@ -36,6 +39,22 @@ pub async fn find(ioctx: &IoCtx, global_id: &str) -> Result<Option<Record>> {
         return Ok(None);
     };
     Ok(mirroring.image(&id).await?.map(|mirror| Record { id, mirror }))
+}
+
+/// Finds the remote image, unless its mirroring is being disabled.
+pub async fn find_remote(ctx: &ImageContext) -> Result<Option<Record>> {
+    let remote = find(&ctx.remote, &ctx.global_image_id).await?;
+    Ok(remote.filter(|record| record.mirror.state != MirrorImageState::Disabling))
+}
+
+/// True while both images are mirrored under the global id.
+pub async fn is_pair(ctx: &ImageContext, local: &ImageId, remote: &ImageId) -> bool {
+    let mirrored = async |ioctx: &IoCtx, id: &ImageId| {
+        let record = find(ioctx, &ctx.global_image_id).await;
+        matches!(record, Ok(Some(r)) if r.id == *id && r.mirror.state != MirrorImageState::Disabling)
+    };
+    let (local, remote) = futures::join!(mirrored(&ctx.local, local), mirrored(&ctx.remote, remote));
+    local && remote
 }
 
 /// Opens an image; `None` when there is none. ENOSYS when it has a feature that this program does not know, and so may
@@ -86,6 +105,7 @@ pub async fn remove_half_made(ctx: &ImageContext, record: &Record) -> Result<()>
     // Whoever still watches it is the daemon that was making it, and dead.
     let options = RemoveOptions { user_snapshots: true, despite_watchers: true, ..RemoveOptions::default() };
     remove_image(&ctx.local, &record.id, &options, |_, _| {}).await?;
+    ImageJournal::remove(&ctx.local, &record.id).await?;
     forget(ctx, record).await
 }
 
@@ -106,14 +126,29 @@ pub enum Made {
     AwaitsParent(String),
 }
 
-/// Makes the local image for the remote one, with the size that it has at the snapshot `at`.
-pub async fn create_local(ctx: &ImageContext, remote: &OpenImage, at: SnapId) -> Result<Made> {
+/// What a mode wants of a local image that is being made.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// The mode.
+    pub mode: MirrorImageMode,
+    /// Its size is that of the remote image at this snapshot.
+    pub at: SnapId,
+}
+
+/// Makes the local image for the remote one. In journal mode, its journal is left to the caller, and `register` is
+/// called with its id before anything is made under it but its record.
+pub async fn create_local(
+    ctx: &ImageContext,
+    remote: &OpenImage,
+    wanted: Wanted,
+    register: impl AsyncFnOnce(&ImageId) -> Result<()>,
+) -> Result<Made> {
     let new = NewImage {
         name: remote.image.name().to_string(),
         id: create::generate_id(&ctx.local),
-        size: remote.header.size_at(at).unwrap_or(remote.header.size),
+        size: remote.header.size_at(wanted.at).unwrap_or(remote.header.size),
         order: remote.header.order,
-        features: local_features(remote.header.features),
+        features: local_features(remote.header.features, wanted.mode),
         stripe_unit: remote.header.layout.stripe_unit(),
         stripe_count: remote.header.layout.stripe_count(),
         data_pool: local_data_pool(ctx, remote).await?,
@@ -138,11 +173,12 @@ pub async fn create_local(ctx: &ImageContext, remote: &OpenImage, at: SnapId) ->
     }
     let mirroring = Mirroring::new(&ctx.local);
     let mirror = MirrorImage {
-        mode: MirrorImageMode::Snapshot,
+        mode: wanted.mode,
         global_id: GlobalImageId(ctx.global_image_id.to_string()),
         state: MirrorImageState::Creating,
     };
     mirroring.image_set(&new.id, &mirror).await.context(what())?;
+    register(&new.id).await?;
     match parent {
         Some((parent, format)) => create::create_clone(&ctx.local, &new, &parent, format).await,
         None => create::create(&ctx.local, &new).await,
@@ -151,10 +187,10 @@ pub async fn create_local(ctx: &ImageContext, remote: &OpenImage, at: SnapId) ->
     Ok(Made::Image(new.id))
 }
 
-/// Declares that the local image is a copy: its first mirror-snapshot is there.
-pub async fn enable_local(ctx: &ImageContext, id: &ImageId) -> Result<()> {
+/// Declares that the local image is a copy: its first mirror-snapshot, or its journal, is there.
+pub async fn enable_local(ctx: &ImageContext, id: &ImageId, mode: MirrorImageMode) -> Result<()> {
     let mirror = MirrorImage {
-        mode: MirrorImageMode::Snapshot,
+        mode,
         global_id: GlobalImageId(ctx.global_image_id.to_string()),
         state: MirrorImageState::Enabled,
     };
@@ -166,11 +202,16 @@ pub async fn enable_local(ctx: &ImageContext, id: &ImageId) -> Result<()> {
     Ok(())
 }
 
-/// The features of a copy: those of its primary, and the one that keeps others from writing to it.
-fn local_features(remote: Features) -> Features {
+/// The features of a copy: those of its primary, and what keeps others from writing to it: a feature of its own in
+/// snapshot mode, the newest tag of its journal in journal mode.
+fn local_features(remote: Features, mode: MirrorImageMode) -> Features {
     let internal = Features(Features::OPERATIONS.0 | Features::MIGRATING.0 | Features::DIRTY_CACHE.0);
     let by_layout = Features(Features::STRIPINGV2.0 | Features::DATA_POOL.0);
-    remote.without(internal).without(by_layout).without(Features::JOURNALING).with(Features::NON_PRIMARY)
+    let features = remote.without(internal).without(by_layout).without(Features::NON_PRIMARY);
+    match mode {
+        MirrorImageMode::Journal => features.with(Features::JOURNALING),
+        _ => features.without(Features::JOURNALING).with(Features::NON_PRIMARY),
+    }
 }
 
 /// The pool for the copy's data: `rbd_default_data_pool`, else one called like the primary's data pool, else none.
@@ -229,12 +270,30 @@ async fn local_parent(
     let local_id = local_id.ok_or_else(|| missing(format!("parent image {} has no copy yet", spec.image)))?;
     let parent = open(&local_parents, &local_id).await?;
     let parent = parent.ok_or_else(|| missing(format!("the copy of parent image {} is gone", spec.image)))?;
+    if mirror.mode == MirrorImageMode::Journal
+        && is_being_copied(&local_parents, &remote_parents, spec).await?
+    {
+        return Err(missing(format!("the copy of parent image {} is being made", spec.image)));
+    }
     let snap = local_parent_snapshot(&parent.header, &remote_parents, spec).await?;
     let snap = snap
         .ok_or_else(|| missing(format!("snapshot {} of image {} has no copy yet", spec.snap, spec.image)))?;
 
     let format = remote.header.clone_format();
     Ok((ParentSpec { pool: local_pool, namespace: spec.namespace.clone(), image: local_id, snap }, format))
+}
+
+/// True while the local copy of a parent in journal mode is being made: its snapshots may not be whole yet.
+async fn is_being_copied(local_parents: &IoCtx, remote_parents: &IoCtx, spec: &ParentSpec) -> Result<bool> {
+    let Some(uuid) = Mirroring::new(&local_parents.with_namespace("")).uuid().await? else {
+        return Ok(false);
+    };
+    let Some(journal) = Journal::open(remote_parents, &spec.image).await.optional()? else {
+        return Ok(false);
+    };
+    let Some(client) = journal.client(&uuid).await? else { return Ok(false) };
+    let data = client.client_data().map_err(Error::from)?;
+    Ok(matches!(data, ClientData::MirrorPeer(peer) if peer.state == MirrorPeerState::Syncing))
 }
 
 /// The local counterpart of the parent's snapshot: told by the maps of complete mirror-snapshots, else (the parent is

@@ -2,10 +2,12 @@
 
 mod bootstrap;
 mod delete;
+mod journal_mode;
 mod primary;
 mod remote_watch;
 mod round;
 mod session;
+mod snapshot_mode;
 mod status;
 
 use std::collections::HashMap;
@@ -14,17 +16,16 @@ use std::time::{Duration, Instant};
 
 use deep_copy::budget::Budget;
 use deep_copy::ids::SnapIds;
-use rados::{ErrorClass, IoCtx, PoolId, Result, SnapId};
-use rbd::Snapshot;
-use rbd::image::OpenImage;
+use journal::tail::PollBudget;
+use rados::{ErrorClass, IoCtx, PoolId, Result};
 use rbd::mirroring::{MirrorImageMode, MirrorImageState};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use self::bootstrap::{Made, Record, Role};
-use self::session::{End, Session};
+use self::bootstrap::Record;
 use crate::report::{ReplayState, Report};
 use crate::retry::Backoff;
+use crate::settings::JournalSettings;
 
 /// What an image's task is given.
 pub struct ImageContext {
@@ -46,6 +47,8 @@ pub struct ImageContext {
     pub shared: Arc<Shared>,
     /// How long a removed image stays in the trash.
     pub delete_delay: Duration,
+    /// Options of journal mode.
+    pub journal: Arc<JournalSettings>,
     /// Notified when the image's mirroring was announced to have changed, in either cluster.
     pub changed: Arc<Notify>,
     /// Where it reports.
@@ -59,7 +62,12 @@ pub struct Shared {
     snap_ids: Mutex<HashMap<PoolId, SnapIds>>,
     /// Bound on the bytes that all copies together hold in memory.
     pub budget: Budget,
+    /// Bound on how often all journals together are looked at.
+    pub poll_budget: Arc<PollBudget>,
 }
+
+/// Looks at journals per second, of all images together, that may have new entries.
+const JOURNAL_POLLS_PER_SECOND_MAX: u32 = 2000;
 
 /// Ids that a pool's reserve holds at first.
 const SNAP_ID_RESERVE: usize = 4;
@@ -67,7 +75,8 @@ const SNAP_ID_RESERVE: usize = 4;
 impl Shared {
     /// With room for `copy_bytes_max` bytes on their way.
     pub fn new(copy_bytes_max: u64) -> Self {
-        Shared { snap_ids: Mutex::default(), budget: Budget::new(copy_bytes_max) }
+        let poll_budget = PollBudget::new(JOURNAL_POLLS_PER_SECOND_MAX);
+        Shared { snap_ids: Mutex::default(), budget: Budget::new(copy_bytes_max), poll_budget }
     }
 
     /// The reserve of snapshot ids of the data pool behind `data`.
@@ -146,10 +155,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How often a clone looks for the copy of its parent.
 const PARENT_INTERVAL: Duration = Duration::from_millis(500);
-/// How often the first mirror-snapshot is looked for, and how many times.
-const FIRST_SNAPSHOT_INTERVAL: Duration = Duration::from_millis(100);
-const FIRST_SNAPSHOT_LOOKS: usize = 100;
 
+/// Finds out in which mode an image is mirrored, and follows it.
 async fn attempt(ctx: &ImageContext) -> Result<Attempt> {
     let local = bootstrap::find(&ctx.local, &ctx.global_image_id).await?;
     if let Some(record) = &local
@@ -158,97 +165,30 @@ async fn attempt(ctx: &ImageContext) -> Result<Attempt> {
         bootstrap::remove_half_made(ctx, record).await?;
         return Ok(Attempt::Again(Duration::ZERO));
     }
-    let opened = match &local {
-        Some(record) => bootstrap::open(&ctx.local, &record.id).await?,
-        None => None,
+    let record = match &local {
+        Some(record) => Some(record.clone()),
+        None => bootstrap::find_remote(ctx).await?,
     };
-    let role = opened.as_ref().map(|image| bootstrap::role(&image.header, &ctx.remote_mirror_uuid));
-    if let (Some(image), Some(Role::Primary)) = (&opened, role) {
-        return primary::watch(ctx, image).await;
-    }
-    let remote = bootstrap::find(&ctx.remote, &ctx.global_image_id).await?;
-    let remote = remote.filter(|record| record.mirror.state != MirrorImageState::Disabling);
-    let wrong_mode =
-        [&local, &remote].into_iter().flatten().any(|r| r.mirror.mode != MirrorImageMode::Snapshot);
-    if wrong_mode {
-        let what = "this image is mirrored in journal mode, which this version does not support";
-        ctx.publish(Report::new(ReplayState::Error, what), "");
-        return Ok(Attempt::Again(LOOK_INTERVAL));
-    }
-    match (local, opened, remote) {
-        (None, _, None) => Ok(Attempt::Over),
-        (Some(record), opened, None) => delete::follow_removal(ctx, &record, opened, role).await,
-        (local, opened, Some(remote)) => {
-            let Some(remote) = bootstrap::open(&ctx.remote, &remote.id).await? else {
-                ctx.publish(Report::new(ReplayState::Unknown, "remote image is being removed"), "");
-                return Ok(Attempt::Again(LOOK_INTERVAL));
-            };
-            let opened = match opened {
-                Some(opened) => opened,
-                None => match create(ctx, local, &remote).await? {
-                    Ok(opened) => opened,
-                    Err(pause) => return Ok(Attempt::Again(pause)),
-                },
-            };
-            let Some(session) = Session::open(ctx, opened, remote).await? else {
-                return Ok(Attempt::Again(Duration::from_secs(1)));
-            };
-            Ok(match Box::pin(session.run()).await? {
-                End::Cancelled => Attempt::Over,
-                End::Again(pause) => Attempt::Again(pause),
-            })
+    match record.map(|record| record.mirror.mode) {
+        None => Ok(Attempt::Over),
+        Some(MirrorImageMode::Journal) => journal_mode::attempt(ctx, local).await,
+        Some(MirrorImageMode::Snapshot) => snapshot_mode::attempt(ctx, local).await,
+        Some(MirrorImageMode::Unknown(mode)) => {
+            let what = format!("this image is mirrored in a mode that this version does not know ({mode})");
+            ctx.publish(Report::new(ReplayState::Error, what), "");
+            Ok(Attempt::Again(LOOK_INTERVAL))
         }
     }
 }
 
-/// Makes and opens the local image; answers with a pause while that cannot be.
-async fn create(
-    ctx: &ImageContext,
-    record: Option<Record>,
-    remote: &OpenImage,
-) -> Result<std::result::Result<OpenImage, Duration>> {
-    if let Some(record) = record {
-        // Its entry says that it is mirrored, but it is gone.
-        bootstrap::forget(ctx, &record).await?;
-    }
-    let Some(newest) = await_first_snapshot(ctx, remote).await? else { return Ok(Err(LOOK_INTERVAL)) };
-    ctx.publish(Report::new(ReplayState::StartingReplay, "creating the local image"), remote.image.name());
-    match bootstrap::create_local(ctx, remote, newest).await? {
-        Made::Image(id) => Ok(bootstrap::open(&ctx.local, &id).await?.ok_or(Duration::ZERO)),
-        Made::AwaitsParent(why) => {
-            let what = format!("waiting for the copy of the parent: {why}");
-            ctx.publish(Report::new(ReplayState::StartingReplay, what), remote.image.name());
-            Ok(Err(PARENT_INTERVAL))
-        }
-    }
-}
-
-/// The newest complete mirror-snapshot for this site. The primary makes the first one when it enables mirroring, right
-/// after its entry in the directory, so that one is waited for.
-async fn await_first_snapshot(ctx: &ImageContext, remote: &OpenImage) -> Result<Option<SnapId>> {
-    let mut header = remote.header.clone();
-    for _ in 0..FIRST_SNAPSHOT_LOOKS {
-        let waits_for_us = |s: &&Snapshot| {
-            let mirror = s.mirror().filter(|m| m.complete && m.state.is_primary());
-            mirror.is_some_and(|m| m.mirror_peer_uuids.contains(&*ctx.remote_peer_uuid))
-        };
-        if let Some(newest) = header.snapshots.values().rev().find(waits_for_us) {
-            return Ok(Some(newest.id));
-        }
-        let made = header.snapshots.values().any(|s| s.mirror().is_some());
-        if made && bootstrap::role(&header, "") != Role::Primary {
-            break;
-        }
-        ctx.publish(
-            Report::new(ReplayState::Unknown, "waiting for the first mirror-snapshot"),
-            remote.image.name(),
-        );
-        tokio::select! {
-            () = ctx.cancel.cancelled() => return Ok(None),
-            () = tokio::time::sleep(FIRST_SNAPSHOT_INTERVAL) => {}
-        }
-        header = remote.image.read_header().await?;
-    }
-    ctx.publish(Report::new(ReplayState::Unknown, "remote image is not primary"), remote.image.name());
-    Ok(None)
+/// True when the remote image is mirrored in another mode than the local one; that is reported.
+fn modes_differ(ctx: &ImageContext, remote: &Option<Record>, mode: MirrorImageMode) -> bool {
+    let Some(other) = remote.as_ref().map(|record| record.mirror.mode).filter(|other| *other != mode) else {
+        return false;
+    };
+    let what = format!(
+        "split-brain detected: the remote image is mirrored in {other} mode, this one in {mode} mode"
+    );
+    ctx.publish(Report::new(ReplayState::Error, what), "");
+    true
 }

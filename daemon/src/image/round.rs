@@ -7,17 +7,19 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use deep_copy::checksum::Comparison;
 use deep_copy::copier::{Copier, CopyFailed, Options, Progress as CopyProgress};
-use deep_copy::diff::{Chain, Scope, Visits, visits};
-use deep_copy::object_copy::{CopyError, Method, ObjectCopier, Side};
-use deep_copy::object_map_sync::MapSync;
+use deep_copy::diff::Visits;
+use deep_copy::local_maps;
+use deep_copy::object_copy::{Method, ObjectCopier};
+use deep_copy::pair::{Pair, failure, side};
 use futures::FutureExt;
-use rados::{Error, ErrorClass, Result, SnapId};
+use rados::{Error, Result, SnapId};
 use rbd::exclusive_lock::LockState;
 use rbd::header_update::HeaderUpdate;
 use rbd::image_state::resync_key;
-use rbd::mirroring::MirrorImageState;
-use rbd::{Features, ImageFlags, Snapshot, snapshots};
+use rbd::mirroring::MirrorImageMode;
+use rbd::{Features, snapshots};
 use snapshot::begin::{self, Begun};
 use snapshot::commit;
 use snapshot::plan::{CopyMode, Sync};
@@ -58,7 +60,7 @@ impl Session<'_> {
 
         let begun = begin::begin(&mut self.local, &self.remote, sync, &who, &ids).await?;
         if first {
-            bootstrap::enable_local(ctx, self.local.image.id()).await?;
+            bootstrap::enable_local(ctx, self.local.image.id(), MirrorImageMode::Snapshot).await?;
         }
         for snap in &sync.discard {
             snapshots::remove(&self.local.image, &self.local.header, *snap).await?;
@@ -110,7 +112,7 @@ impl Session<'_> {
 
     /// Copies the data of a round, listening meanwhile.
     async fn copy(&mut self, sync: &Sync, begun: &Begun) -> Result<Option<Interruption>> {
-        let maps = self.maps(begun).await?;
+        let maps = local_maps::load(&self.local, &begun.steps).await?;
         let mut visits = self.visits(sync).await?;
         if let (Some(maps), true) = (&maps, sync.resume.is_some()) {
             visits = visits.with_changed(maps.head());
@@ -128,6 +130,7 @@ impl Session<'_> {
                 steps: Arc::new(begun.steps.clone()),
                 object_size: self.local.image.layout().object_size(),
                 method: if sync.mode == CopyMode::Repair { Method::Repair } else { Method::Replay },
+                comparison: Comparison::default(),
                 resumed: sync.resume.is_some() || !sync.discard.is_empty(),
                 has_parent: self.local.header.parent_spec.is_some(),
                 copy_up_at: self.copy_up_at(begun),
@@ -135,7 +138,7 @@ impl Session<'_> {
                 cancel: stop.clone(),
             },
             visits,
-            object_count: self.objects_max(),
+            object_count: self.pair().objects_max(),
             maps,
             progress,
             checkpoint: self.checkpoint(begun.local_end),
@@ -151,7 +154,9 @@ impl Session<'_> {
                 outcome = &mut copy => break outcome,
                 () = ctx.cancel.cancelled(), if interruption.is_none() => Some(Interruption::Cancelled),
                 () = ctx.changed.notified(), if interruption.is_none() => {
-                    self.pair_changed().await.then_some(Interruption::Changed)
+                    // Ours at the beginning of a first copy is among what is announced.
+                    let same = bootstrap::is_pair(ctx, self.local.image.id(), self.remote.image.id()).await;
+                    (!same).then_some(Interruption::Changed)
                 }
                 changed = self.lock_report.changed(), if interruption.is_none() => {
                     let must_stop = changed.is_err() || self.must_stop(begun.local_end).await;
@@ -180,22 +185,8 @@ impl Session<'_> {
                 Ok(interruption.filter(|reason| *reason == Interruption::Changed))
             }
             Err(CopyFailed::Cancelled) => Ok(Some(interruption.unwrap_or(Interruption::Cancelled))),
-            Err(failed) => Err(self.failure(failed)),
+            Err(failed) => Err(failure(self.remote.image.name(), failed)),
         }
-    }
-
-    /// Judges an announcement that the image's mirroring changed, ours at the beginning of a first copy among them; true
-    /// when the copy must stop: one of the images is not, or not for long, mirrored under its global id.
-    async fn pair_changed(&self) -> bool {
-        let ctx = self.ctx;
-        let pair = [(&ctx.local, self.local.image.id()), (&ctx.remote, self.remote.image.id())];
-        let same = pair.map(|(ioctx, id)| async move {
-            let record = bootstrap::find(ioctx, &ctx.global_image_id).await;
-            matches!(record, Ok(Some(r)) if r.id == *id && r.mirror.state != MirrorImageState::Disabling)
-        });
-        let [local, remote] = same;
-        let (local, remote) = futures::join!(local, remote);
-        !(local && remote)
     }
 
     /// Judges a change of the local header or of its lock; true when the copy must stop: somebody wants the lock, it
@@ -217,30 +208,16 @@ impl Session<'_> {
 
     /// The objects to look at.
     async fn visits(&self, sync: &Sync) -> Result<Visits> {
-        let header = &self.remote.header;
-        let snapshots: Vec<Snapshot> = header.snapshots.values().cloned().collect();
-        let chain = Chain {
-            header: self.remote.image.header_ioctx(),
-            image: self.remote.image.id(),
-            features: header.features,
-            layout: &header.layout,
-            snapshots: &snapshots,
-            start: sync.remote_start,
-            end: sync.remote_end,
-            trust: true,
-        };
-        let flattened = self.flattened(sync);
-        let scope = if flattened { Scope::Existing } else { Scope::Changed };
+        let pair = self.pair();
         Ok(match sync.mode {
-            CopyMode::Clean if !flattened => Visits::default(),
-            CopyMode::Repair => Visits::all(self.objects_max()),
-            _ => visits(&chain, scope).await?,
+            CopyMode::Clean if !pair.flattened(sync.remote_end) => Visits::default(),
+            CopyMode::Repair => Visits::all(pair.objects_max()),
+            _ => pair.visits(sync.remote_start, sync.remote_end).await?,
         })
     }
 
-    /// True when the remote image lost its parent, and the local one is about to.
-    fn flattened(&self, sync: &Sync) -> bool {
-        self.local.header.parent.is_some() && self.remote.header.parent_at(sync.remote_end).is_none()
+    fn pair(&self) -> Pair<'_> {
+        Pair { local: &self.local, remote: &self.remote }
     }
 
     /// A remote snapshot that an older local one copies, when objects that come into existence must be whole in older
@@ -254,36 +231,6 @@ impl Session<'_> {
         let first = begun.steps.steps().first()?.local;
         let older = link.snap_seqs.iter().filter(|(_, local)| **local < first);
         older.map(|(remote, _)| *remote).find(|remote| self.remote.header.snapshots.contains_key(remote))
-    }
-
-    /// Number of objects of the largest size that either image has, or had at a snapshot.
-    fn objects_max(&self) -> u64 {
-        let sizes = [&self.local.header, &self.remote.header].map(|header| {
-            let snapshots = header.snapshots.values().map(|s| s.image_size).max();
-            snapshots.unwrap_or(0).max(header.size)
-        });
-        self.local.image.layout().object_count(sizes[0].max(sizes[1]))
-    }
-
-    async fn maps(&self, begun: &Begun) -> Result<Option<MapSync>> {
-        let (features, flags) = (self.local.header.features, self.local.header.flags);
-        if !features.has(Features::OBJECT_MAP) {
-            return Ok(None);
-        }
-        let image = &self.local.image;
-        let snapshots = begun.steps.steps().iter().map(|step| image.object_map(step.local)).collect();
-        let maps =
-            MapSync::load(image.object_map(SnapId::HEAD), snapshots, features.has(Features::FAST_DIFF)).await;
-        match maps {
-            Ok(maps) if !flags.has(ImageFlags::OBJECT_MAP_INVALID) => Ok(Some(maps)),
-            Ok(_) => Ok(None),
-            Err(error) if error.class() == ErrorClass::Permanent => {
-                tracing::warn!(image = %self.ctx.global_image_id, "leaving the local object map alone: {error}");
-                snapshots::invalidate_object_map(image, &self.local.header, SnapId::HEAD).await?;
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
     }
 
     /// Stores how far the copy is in the local mirror-snapshot, as Ceph's daemon does.
@@ -300,24 +247,4 @@ impl Session<'_> {
             .boxed()
         })
     }
-
-    fn failure(&self, failed: CopyFailed) -> Error {
-        let what = format!("cannot copy image '{}'", self.remote.image.name());
-        match failed {
-            CopyFailed::Object { object, source } => {
-                let errno = match (&source, source.rados()) {
-                    (_, Some(error)) => error.errno(),
-                    (CopyError::SnapshotGone { .. } | CopyError::Overtaken { .. }, _) => libc::EAGAIN,
-                    _ => libc::EIO,
-                };
-                Error::new(errno, format!("{what}: object {object}: {source}"))
-            }
-            CopyFailed::Checkpoint(error) => error.context(what),
-            CopyFailed::Cancelled => Error::new(libc::ECANCELED, what),
-        }
-    }
-}
-
-fn side(image: &rbd::image::OpenImage) -> Side {
-    Side { data: image.image.data_ioctx().clone(), object_prefix: image.image.object_prefix().to_string() }
 }

@@ -8,9 +8,10 @@
 //! in flight, gives up lock and watch, and only then ends; and the next one does not watch again before the promotion
 //! is over.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use deep_copy::apply::{Counterparts, apply};
 use rados::error::ResultExt;
 use rados::{ErrorClass, Result, SnapId};
 use rbd::exclusive_lock::{ExclusiveLock, LockOptions, LockReport, LockState};
@@ -191,7 +192,9 @@ impl<'a> Session<'a> {
     pub(super) async fn apply_image_state(&mut self, link: SnapId) -> Result<()> {
         let state = read_image_state(&self.ctx.local, self.local.image.id(), link).await.optional()?;
         let Some(state) = state else { return Ok(()) };
-        for left in snapshot::apply::apply(&mut self.local, link, &state).await? {
+        let seqs = self.local.header.snapshots.get(&link).and_then(|s| s.mirror()).map(|m| &m.snap_seqs);
+        let counterparts = Counterparts::of(seqs.unwrap_or(&BTreeMap::new()), link);
+        for left in apply(&mut self.local, &counterparts, &state).await? {
             tracing::warn!(image = %self.ctx.global_image_id, "part of the image state cannot be applied: {left}");
         }
         Ok(())

@@ -127,18 +127,18 @@ impl Progress {
     }
 }
 
-fn two_places(value: f64) -> f64 {
+pub(super) fn two_places(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
 }
 
 /// A rate over the last [`RATE_WINDOW`].
 #[derive(Debug, Default)]
-struct Rate {
+pub(super) struct Rate {
     samples: VecDeque<(Instant, u64)>,
 }
 
 impl Rate {
-    fn add(&mut self, amount: u64, now: Instant) {
+    pub(super) fn add(&mut self, amount: u64, now: Instant) {
         if amount > 0 {
             self.samples.push_back((now, amount));
         }
@@ -151,7 +151,7 @@ impl Rate {
         }
     }
 
-    fn per_second(&mut self, now: Instant) -> f64 {
+    pub(super) fn per_second(&mut self, now: Instant) -> f64 {
         self.forget(now);
         let Some((first, _)) = self.samples.front() else {
             return 0.0;

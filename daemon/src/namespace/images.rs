@@ -218,6 +218,7 @@ impl Images {
             global_image_id: id.clone(),
             shared: self.ctx.shared.clone(),
             delete_delay: self.ctx.delete_delay,
+            journal: self.ctx.journal.clone(),
             changed: image.changed.clone(),
             report,
             cancel,

@@ -29,6 +29,7 @@ use crate::image::Shared;
 use crate::peer_ping::RemotePool;
 use crate::reports::Reports;
 use crate::service::ServiceDaemon;
+use crate::settings::JournalSettings;
 use crate::status::Publisher;
 
 use images::Images;
@@ -62,6 +63,8 @@ pub struct NamespaceContext {
     pub shared: Arc<Shared>,
     /// How long a removed image stays in the trash.
     pub delete_delay: Duration,
+    /// Options of journal mode.
+    pub journal: Arc<JournalSettings>,
     /// How often everything is looked at again unasked.
     pub refresh_interval: Duration,
     /// The longest time that a task which ended by itself is left alone.

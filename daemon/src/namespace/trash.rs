@@ -5,9 +5,10 @@
 
 use std::time::Duration;
 
+use journal::image_journal::ImageJournal;
 use rados::{ErrorClass, IoCtx, Result};
 use rbd::Timestamp;
-use rbd::remove::{RemoveOptions, remove_from_trash};
+use rbd::remove::{RemoveOptions, remove_from_trash_with};
 use rbd::trash::{self, TrashSource};
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -36,7 +37,8 @@ async fn purge_once(ioctx: &IoCtx) -> Result<()> {
             continue;
         }
         tracing::info!(image = %id, "removing the copy '{}' from the trash", image.name);
-        if let Err(error) = remove_from_trash(ioctx, &id, &options, |_, _| {}).await {
+        let journal = ImageJournal::remove(ioctx, &id);
+        if let Err(error) = remove_from_trash_with(ioctx, &id, &options, |_, _| {}, journal).await {
             tracing::warn!(image = %id, "the copy '{}' stays in the trash for now: {error}", image.name);
         }
     }

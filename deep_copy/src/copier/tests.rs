@@ -9,6 +9,7 @@ use rados::{SnapContext, SnapId, WriteOp, WriteSub};
 
 use super::*;
 use crate::budget::Budget;
+use crate::checksum::Comparison;
 use crate::object_copy::{Method, Side};
 use crate::sim::{Crash, SimBackend};
 use crate::steps::CopySteps;
@@ -68,6 +69,7 @@ impl World {
                 steps: Arc::new(CopySteps::new(start, &self.pairs[copied..], &existing).unwrap()),
                 object_size: OBJECT_BYTES,
                 method: Method::Replay,
+                comparison: Comparison::default(),
                 resumed,
                 has_parent: false,
                 copy_up_at: None,

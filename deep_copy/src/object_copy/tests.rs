@@ -10,6 +10,7 @@ use super::*;
 use crate::sim::{Crash, SimBackend};
 
 const OBJECT_BYTES: u64 = 48;
+const CHUNK_BYTES: u64 = 8;
 const OBJECT: ObjectNumber = ObjectNumber(0);
 
 #[derive(Debug, Clone)]
@@ -94,6 +95,8 @@ struct World {
     local: Arc<SimBackend>,
     parent: Option<Vec<u8>>,
     snaps: Vec<Known>,
+    /// The same for all rounds, so that some begin by looking closely and others don't.
+    comparison: Comparison,
 }
 
 impl World {
@@ -103,7 +106,8 @@ impl World {
         for _ in 0..100 {
             local.new_snap();
         }
-        World { remote, local, parent, snaps: Vec::new() }
+        let comparison = Comparison::by_chunks_of(CHUNK_BYTES);
+        World { remote, local, parent, snaps: Vec::new(), comparison }
     }
 
     /// What an image shows of an object: the parent's bytes when there is none, zeros behind its end.
@@ -179,6 +183,7 @@ impl World {
             steps: Arc::new(CopySteps::new(start, &pairs, &existing).unwrap()),
             object_size: OBJECT_BYTES,
             method,
+            comparison: self.comparison.clone(),
             resumed,
             has_parent: self.parent.is_some(),
             copy_up_at: None,

@@ -256,13 +256,16 @@ impl Run {
     }
 }
 
-/// An extent of no bytes at 0 means the whole object, as for the OSD. The sums are not those of any real algorithm.
+/// An extent of no bytes at 0 means the whole object, as for the OSD, and one that reaches behind its end is cut there
+/// (EINVAL when no whole number of chunks is left; no answer, which cannot be decoded, when nothing is). The sums are not
+/// those of any real algorithm.
 fn checksums(content: &Content, extent: Extent, chunk: u32) -> Result<ReadAnswer, i32> {
     let size = content.data.len() as u64;
-    let end = if extent == Extent::new(0, 0) { size } else { extent.end() };
-    if end > size {
-        return Err(libc::EOVERFLOW);
+    let whole = extent == Extent::new(0, 0);
+    if !whole && extent.offset >= size {
+        return Err(libc::EBADMSG);
     }
+    let end = if whole { size } else { extent.end().min(size) };
     let bytes = &content.data[extent.offset as usize..end as usize];
     let chunk = if chunk == 0 { bytes.len().max(1) } else { chunk as usize };
     if !bytes.len().is_multiple_of(chunk) {

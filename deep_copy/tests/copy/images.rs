@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use deep_copy::budget::Budget;
+use deep_copy::checksum::Comparison;
 use deep_copy::copier::{Copier, Options, Progress};
 use deep_copy::diff::{Chain, Scope, Visits, visits};
 use deep_copy::object_copy::{Method, ObjectCopier, Side};
@@ -97,6 +98,7 @@ impl Mirrored {
                 steps: Arc::new(steps),
                 object_size: remote.layout().object_size(),
                 method: Method::Replay,
+                comparison: Comparison::default(),
                 resumed: false,
                 has_parent: local_header.parent.is_some(),
                 copy_up_at: None,

@@ -7,9 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use deep_copy::budget::Budget;
+use deep_copy::checksum::{Compared, Comparison};
 use deep_copy::copier::{Copier, CopyFailed, Options, Progress};
 use deep_copy::diff::Visits;
 use deep_copy::object_copy::{Method, ObjectCopier, Side};
+use deep_copy::object_plan::Action;
+use deep_copy::ranges::RangeSet;
 use deep_copy::steps::CopySteps;
 use futures::FutureExt;
 use rados::error::ResultExt;
@@ -139,6 +142,7 @@ impl World {
                 steps: Arc::new(CopySteps::new(start, &pairs, &existing).expect("steps")),
                 object_size: OBJECT_BYTES,
                 method,
+                comparison: Comparison::default(),
                 resumed,
                 has_parent: false,
                 copy_up_at: None,
@@ -260,4 +264,74 @@ fn every_snapshot_arrives_exactly() {
             play(seed).await;
         }
     });
+}
+
+/// Objects of all kinds of sizes, in both orders, looked at closely and from afar: what is to be copied is what differs.
+#[test]
+fn comparisons_find_what_differs() {
+    const KIB: u64 = 1 << 10;
+    /// Sizes of the primary's and of the copy's object (`None`: there is none), and a byte of the copy that is wrong.
+    type Case = (Option<u64>, Option<u64>, Option<u64>);
+    const CASES: [Case; 12] = [
+        (Some(OBJECT_BYTES), Some(OBJECT_BYTES), None),
+        (Some(OBJECT_BYTES), Some(OBJECT_BYTES), Some(70_000)),
+        (Some(64 * KIB), Some(64 * KIB), None),
+        (Some(64 * KIB), Some(64 * KIB), Some(0)),
+        (Some(64 * KIB), Some(OBJECT_BYTES), Some(9000)),
+        (Some(OBJECT_BYTES), Some(64 * KIB + 1), Some(64 * KIB)),
+        (Some(10_000), Some(10_000), None),
+        (Some(10_000), Some(10_000), Some(9_999)),
+        (Some(0), Some(0), None),
+        (Some(0), Some(5000), None),
+        (Some(5000), Some(0), None),
+        (None, Some(0), None),
+    ];
+    run(async {
+        let world = World::new(77).await;
+        let content = Random(5).bytes(OBJECT_BYTES);
+        for (case, (theirs, ours, wrong)) in CASES.into_iter().enumerate() {
+            let name = world.name(case as u64);
+            for (ioctx, size, wrong) in [(&world.remote, theirs, None), (&world.local, ours, wrong)] {
+                let Some(size) = size else { continue };
+                let mut bytes = content[..size as usize].to_vec();
+                wrong.into_iter().for_each(|at: u64| bytes[at as usize] ^= 1);
+                ioctx
+                    .write(WriteOp::new(&name).with(WriteSub::WriteFull(bytes.into())))
+                    .await
+                    .expect("a write");
+            }
+        }
+        // Of several that look closely or not by turns, each starts from what the one before has found.
+        for order in [(0..CASES.len()).collect::<Vec<_>>(), (0..CASES.len()).rev().collect()] {
+            let comparison = Comparison::default();
+            for case in order {
+                let (theirs, ours, wrong) = CASES[case];
+                let object = world.name(case as u64);
+                let side = |data| Compared { data, object: &object, snap: SnapId::HEAD };
+                let found = comparison.compare(side(&world.remote), side(&world.local), OBJECT_BYTES).await;
+                let (size, action) = found.expect("a comparison");
+                assert_eq!(size, theirs, "case {case}");
+                check_action(case, &action, (theirs, ours, wrong));
+            }
+        }
+    });
+
+    fn check_action(case: usize, action: &Action, (theirs, ours, wrong): Case) {
+        let (Some(theirs), Some(ours)) = (theirs, ours) else {
+            return assert_eq!(*action, Action::Remove, "case {case}");
+        };
+        if theirs == ours && wrong.is_none() {
+            return assert_eq!(*action, Action::Nothing, "case {case}");
+        }
+        let Action::Update { size, ranges } = action else { panic!("case {case}: {action:?}") };
+        assert_eq!(*size, theirs, "case {case}");
+        let must: Vec<Extent> = wrong.map(|at| Extent::new(at, 1)).into_iter().collect();
+        let must =
+            RangeSet::from_extents(&[must, vec![Extent::new(ours, theirs.saturating_sub(ours))]].concat());
+        let must = must.intersection(&RangeSet::below(theirs));
+        assert_eq!(must.without(ranges), RangeSet::default(), "case {case}: {ranges:?} lacks something");
+        // A chunk around the wrong byte, and what lies behind the last whole chunk that both have.
+        let needless = ranges.bytes() - must.bytes();
+        assert!(needless < 2 * 4096, "case {case}: {needless} bytes too many in {ranges:?}");
+    }
 }

@@ -297,8 +297,14 @@ fn conf_set(cluster: Handle, option: &str, value: &str) -> Result<()> {
     let (option_c, value_c) = (c_string(option)?, c_string(value)?);
     // SAFETY: the handle is live, both strings live across the call.
     let set = unsafe { c::rados_conf_set(cluster.0, option_c.as_ptr(), value_c.as_ptr()) };
+    if set == -libc::ENOENT {
+        let what = format!(
+            "cannot set the Ceph option '{option}': Ceph has no option of that name ('ceph config ls' lists them)"
+        );
+        return Err(Error::new(libc::EINVAL, what));
+    }
     // The value may be a key: it does not belong into a message.
-    check(set, || format!("cannot set the Ceph option '{option}'"))
+    check(set, || format!("cannot set the Ceph option '{option}': Ceph does not take its value"))
 }
 
 /// The value of an option; `None` when there is no such option.

@@ -50,7 +50,16 @@ async fn configuration_is_read_and_its_mistakes_are_told() {
     let mut unknown = options().await;
     unknown.options.insert("no_such_option".into(), "1".into());
     let error = rados::connect(unknown).await.err().unwrap();
-    assert!(error.to_string().contains("'no_such_option'"), "{error}");
+    assert_eq!(
+        error.to_string(),
+        "cannot set the Ceph option 'no_such_option': Ceph has no option of that name ('ceph config ls' lists them): \
+         invalid argument (errno 22)"
+    );
+    let mut senseless = options().await;
+    senseless.options.insert("rados_osd_op_timeout".into(), "soon".into());
+    let error = rados::connect(senseless).await.err().unwrap();
+    let told = "cannot set the Ceph option 'rados_osd_op_timeout': Ceph does not take its value: ";
+    assert!(error.to_string().starts_with(told) && !error.to_string().contains("soon"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

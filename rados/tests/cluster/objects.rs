@@ -125,6 +125,20 @@ async fn assertions_on_existence_and_version_hold_for_reads_and_writes() {
     io.remove(&name).await.unwrap();
 }
 
+/// An OSD that is sent a zero without a byte aborts, so none is: within a compound operation, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn ranges_of_no_bytes_are_refused() {
+    let (io, name) = (pool().await, unique("empty-range"));
+    io.write(WriteOp::new(&name).with(WriteSub::WriteFull(Bytes::from_static(b"0123456789")))).await.unwrap();
+    for empty in [WriteSub::Zero(Extent::new(10, 0)), WriteSub::Write { offset: 20, data: Bytes::new() }] {
+        let op = WriteOp::new(&name).with(WriteSub::Truncate(5)).with(empty);
+        let error = io.write(op).await.unwrap_err();
+        assert!(error.is(libc::EINVAL) && error.to_string().contains("no bytes"), "{error}");
+    }
+    assert_eq!(io.stat(&name).await.unwrap(), 10, "nothing of it was done");
+    io.remove(&name).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn class_methods_are_called_and_their_failure_names_them() {
     let (io, name) = (pool().await, unique("class"));

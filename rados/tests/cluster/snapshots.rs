@@ -52,6 +52,32 @@ async fn an_object_is_read_at_every_snapshot_and_lists_its_clones() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_object_goes_back_to_a_snapshot() {
+    let (io, name, late) = (pool().await, unique("rollback"), unique("rollback-late"));
+    let write = |object: &str, snaps: &[SnapId], data: &'static [u8]| {
+        let sub = WriteSub::Write { offset: 0, data: Bytes::from_static(data) };
+        io.write(WriteOp::new(object).under(SnapContext::new(snaps.to_vec())).with(sub))
+    };
+    let back = |object: &str, to, snaps: &[SnapId]| {
+        io.write(WriteOp::new(object).under(SnapContext::new(snaps.to_vec())).with(WriteSub::Rollback(to)))
+    };
+    write(&name, &[], b"first").await.unwrap();
+    let (one, two) = (io.snap_create().await.unwrap(), io.snap_create().await.unwrap());
+    write(&name, &[one], b"second!").await.unwrap();
+    write(&late, &[one], b"late").await.unwrap();
+    for object in [&name, &late] {
+        back(object, one, &[one, two]).await.unwrap();
+        // Again changes nothing.
+        back(object, one, &[one, two]).await.unwrap();
+    }
+    let read = async |object: &str, snap| io.read_extent(object, snap, Extent::new(0, 100)).await;
+    assert_eq!(read(&name, SnapId::HEAD).await.unwrap(), &b"first"[..]);
+    assert_eq!(read(&name, two).await.unwrap(), &b"second!"[..]);
+    assert!(read(&late, SnapId::HEAD).await.unwrap_err().is_not_found());
+    assert_eq!(read(&late, two).await.unwrap(), &b"late"[..]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_sparse_read_finds_what_is_allocated_at_a_snapshot() {
     let (io, name) = (pool().await, unique("sparse"));
     let block = |byte: u8| Bytes::from(vec![byte; 64 << 10]);

@@ -1,6 +1,5 @@
 //! The cluster that the scenarios share, and what they ask of it.
 
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -10,7 +9,7 @@ use rbd::managed_lock::{LockOwner, ManagedLock};
 use rbd::mirroring::{GlobalImageId, Mirroring};
 use rbd::{Features, ImageId, directory};
 use tests::wait;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
 /// Pool of the images.
 pub const POOL: &str = "images";
@@ -111,12 +110,9 @@ impl World {
 
     /// A stock client that writes so much to an image. Killed when dropped.
     pub fn spawn_bench(&self, name: &str, total: &str) -> Result<Child> {
-        let mut command = Command::new(self.stock.program("rbd"));
-        command.arg("-c").arg(self.stock.conf_path()).env_remove("CEPH_CONF").env_remove("CEPH_ARGS");
-        command.args(["bench", "--io-type", "write", "--io-size", "4K", "--io-threads", "1"]);
-        command.args(["--io-total", total, &spec(name)]).stdin(Stdio::null());
-        command.stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
-        Ok(command.spawn()?)
+        let tool = self.stock.tool("rbd");
+        let tool = tool.args(["bench", "--io-type", "write", "--io-size", "4K", "--io-threads", "1"]);
+        Ok(tool.args(["--io-total", total, &spec(name)]).start()?)
     }
 }
 

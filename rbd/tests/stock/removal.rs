@@ -1,7 +1,6 @@
 //! Removing images, and the trash.
 
 use std::collections::BTreeSet;
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -105,16 +104,8 @@ pub async fn images_in_use_stay(world: &World) -> Result<()> {
     let spec = format!("{POOL}/in-use");
     let options = RemoveOptions { user_snapshots: true, ..RemoveOptions::default() };
 
-    let mut watcher = tokio::process::Command::new(world.stock.program("rbd"))
-        .arg("-c")
-        .arg(world.stock.conf_path())
-        .args(["watch", &spec])
-        // It ends when it can read from its standard input.
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()?;
+    // It ends when it can read from its standard input.
+    let mut watcher = world.stock.tool("rbd").args(["watch", &spec]).start()?;
     tests::wait::until("a watcher", Duration::from_secs(30), || async {
         let status = world.stock.rbd_json(&["status", &spec]).await?;
         Ok(status["watchers"].as_array().filter(|watchers| !watchers.is_empty()).map(|_| ()))

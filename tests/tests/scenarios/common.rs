@@ -11,7 +11,7 @@ use rbd::SnapshotNamespace;
 use tests::image::RandomWrites;
 use tests::two_clusters::Direction;
 use tests::{Cluster, DaemonKind, MirrorDaemon, MirrorDaemonOptions, TwoClusters};
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
 use crate::content;
 
@@ -26,27 +26,10 @@ pub fn scattered(seed: u64, count: u64, within: std::ops::Range<u64>) -> RandomW
 
 static TURN: Mutex<()> = Mutex::const_new(());
 
-/// The folder of the pair of clusters that all scenarios share.
-///
-/// A thread of its own starts them and stays: they end with the thread that started them.
-fn clusters_folder() -> PathBuf {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER
-        .get_or_init(|| {
-            let (send, receive) = std::sync::mpsc::channel();
-            std::thread::spawn(move || {
-                let runtime = tokio::runtime::Runtime::new().expect("a runtime can be made");
-                let clusters = runtime.block_on(TwoClusters::for_tests());
-                send.send(clusters.as_ref().map(|c| c.folder().to_owned()).map_err(|e| format!("{e:#}")))
-                    .expect("a scenario waits for the clusters");
-                let _clusters = clusters;
-                loop {
-                    std::thread::park();
-                }
-            });
-            receive.recv().expect("the clusters are started").expect("two clusters start")
-        })
-        .clone()
+/// The pair of clusters that all scenarios share. It ends with this process.
+async fn clusters() -> Result<&'static TwoClusters> {
+    static CLUSTERS: OnceCell<TwoClusters> = OnceCell::const_new();
+    CLUSTERS.get_or_try_init(TwoClusters::for_tests).await
 }
 
 /// The daemon under test, built from the sources as they are now.
@@ -65,7 +48,7 @@ pub fn ours() -> DaemonKind {
 
 /// Two clusters and a pool of the scenario's own, mirrored both ways; images are primary at `a` unless said otherwise.
 pub struct Stage {
-    pub clusters: TwoClusters,
+    pub clusters: &'static TwoClusters,
     pub pool: String,
     pub a: content::Reader,
     pub b: content::Reader,
@@ -76,8 +59,7 @@ impl Stage {
     /// Waits for its turn, and makes the pool.
     pub async fn set(pool: &str) -> Result<Stage> {
         let turn = TURN.lock().await;
-        let folder = tokio::task::spawn_blocking(clusters_folder).await?;
-        let clusters = TwoClusters::attach(&folder)?;
+        let clusters = clusters().await?;
         clusters.create_pool(pool).await?;
         clusters.connect_peers(pool, Direction::Both).await?;
         let (a, b) = (content::Reader::new(&clusters.a).await?, content::Reader::new(&clusters.b).await?);

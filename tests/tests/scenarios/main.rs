@@ -11,6 +11,7 @@ mod common;
 mod content;
 mod crashes;
 mod failover;
+mod journal;
 mod lifecycle;
 mod outages;
 mod snapshots;

@@ -1,11 +1,11 @@
-//! Makes the copy's image state what the primary's was at a mirror-snapshot: name, features, metadata, snapshot limit,
-//! and of its user snapshots names, protection and which of them are gone.
+//! Makes the copy's image state what the primary's was: name, features, metadata, snapshot limit, and of its user
+//! snapshots names, protection and which of them are gone.
 //!
-//! Applied after a round is committed, and again when an image is opened, so that an interruption between the two
+//! Applied when the data has been copied, and again when an image is opened, so that an interruption between the two
 //! leaves nothing behind. Every step is repeatable. A part that cannot be applied (a name that another image has, a
 //! snapshot that a local clone needs) is reported and does not hold up the others, nor the data.
 //!
-//! Not carried over: journaling (the copy would need a journal of its own), and the flags of object maps.
+//! Not carried over: journaling (a copy has it from the beginning, or never), and the flags of object maps.
 //!
 //! Reference: `src/tools/rbd_mirror/image_replayer/snapshot/ApplyImageStateRequest.cc`.
 
@@ -15,9 +15,8 @@ use rados::error::ResultExt;
 use rados::{Result, SnapId};
 use rbd::header_update::{self, HeaderUpdate};
 use rbd::image_state::{ImageState, SnapState};
-use rbd::object_map::ObjectMap;
 use rbd::snapshots::{self, Removal};
-use rbd::{Features, ImageFlags, ProtectionStatus, SnapshotNamespace, directory};
+use rbd::{Features, ProtectionStatus, SnapshotNamespace, directory, features};
 
 use rbd::image::OpenImage;
 
@@ -29,9 +28,29 @@ const FOLLOWED: Features = Features(
     Features::EXCLUSIVE_LOCK.0 | Features::OBJECT_MAP.0 | Features::FAST_DIFF.0 | Features::DEEP_FLATTEN.0,
 );
 
-/// Applies `state`, which belongs to the complete local mirror-snapshot `link`. Answers with what could not be applied,
-/// as sentences. On success the header of `local` is fresh.
-pub async fn apply(local: &mut OpenImage, link: SnapId, state: &ImageState) -> Result<Vec<String>> {
+/// Which snapshots of a copy stand for which of the primary's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Counterparts {
+    /// Local snapshot → the remote one that it is a copy of.
+    pub remote_of: BTreeMap<SnapId, SnapId>,
+    /// Local user snapshots before this one that stand for none of the primary's present ones are removed.
+    pub remove_before: SnapId,
+}
+
+impl Counterparts {
+    /// From the map that is kept with a copy: remote snapshot → local one.
+    pub fn of(snap_seqs: &BTreeMap<SnapId, SnapId>, remove_before: SnapId) -> Counterparts {
+        let user = snap_seqs.iter().filter(|(_, local)| !local.is_head());
+        Counterparts { remote_of: user.map(|(remote, local)| (*local, *remote)).collect(), remove_before }
+    }
+}
+
+/// Applies `state`. Answers with what could not be applied, as sentences. On success the header of `local` is fresh.
+pub async fn apply(
+    local: &mut OpenImage,
+    counterparts: &Counterparts,
+    state: &ImageState,
+) -> Result<Vec<String>> {
     let mut left = Vec::new();
     let mut note = |result: Result<()>| match result {
         Err(error) if error.class() == rados::ErrorClass::Permanent => {
@@ -42,20 +61,12 @@ pub async fn apply(local: &mut OpenImage, link: SnapId, state: &ImageState) -> R
     };
     note(rename_image(local, &state.name).await)?;
     note(update_metadata(local, state).await)?;
-    let counterparts = counterparts(local, link);
-    note(remove_snapshots(local, link, &counterparts, state).await)?;
-    note(rename_snapshots(local, &counterparts, state).await)?;
-    note(protect_snapshots(local, &counterparts, state).await)?;
+    note(remove_snapshots(local, counterparts, state).await)?;
+    note(rename_snapshots(local, counterparts, state).await)?;
+    note(protect_snapshots(local, counterparts, state).await)?;
     note(update_features(local, state.features).await)?;
     note(update_limit(local, state.snap_limit).await)?;
     Ok(left)
-}
-
-/// Local user snapshot → the remote one that it is a copy of.
-fn counterparts(local: &OpenImage, link: SnapId) -> BTreeMap<SnapId, SnapId> {
-    let mirror = local.header.snapshots.get(&link).and_then(|s| s.mirror());
-    let seqs = mirror.into_iter().flat_map(|m| &m.snap_seqs);
-    seqs.filter(|(_, local_snap)| !local_snap.is_head()).map(|(remote, local)| (*local, *remote)).collect()
 }
 
 async fn rename_image(local: &OpenImage, name: &str) -> Result<()> {
@@ -87,16 +98,16 @@ async fn update_metadata(local: &mut OpenImage, state: &ImageState) -> Result<()
     local.refresh().await
 }
 
-/// Removes user snapshots older than `link` that the primary no longer has.
+/// Removes user snapshots that the primary no longer has.
 async fn remove_snapshots(
     local: &mut OpenImage,
-    link: SnapId,
-    counterparts: &BTreeMap<SnapId, SnapId>,
+    counterparts: &Counterparts,
     state: &ImageState,
 ) -> Result<()> {
-    let kept =
-        |snap: SnapId| counterparts.get(&snap).is_some_and(|remote| state.snapshots.contains_key(remote));
-    let older = local.header.snapshots.range(..link).map(|(_, snapshot)| snapshot);
+    let kept = |snap: SnapId| {
+        counterparts.remote_of.get(&snap).is_some_and(|remote| state.snapshots.contains_key(remote))
+    };
+    let older = local.header.snapshots.range(..counterparts.remove_before).map(|(_, snapshot)| snapshot);
     let gone: Vec<_> = older
         .filter(|s| !kept(s.id) && s.namespace == SnapshotNamespace::User)
         .map(|s| (s.id, s.protection))
@@ -124,19 +135,19 @@ async fn remove_snapshots(
 /// The local user snapshots that the primary has, with what it says of them.
 fn living<'a>(
     local: &OpenImage,
-    counterparts: &BTreeMap<SnapId, SnapId>,
+    counterparts: &Counterparts,
     state: &'a ImageState,
 ) -> BTreeMap<SnapId, &'a SnapState> {
     let user = |snap: &SnapId| {
         local.header.snapshots.get(snap).is_some_and(|s| s.namespace == SnapshotNamespace::User)
     };
-    let found = counterparts.iter().filter(|(snap, _)| user(snap));
+    let found = counterparts.remote_of.iter().filter(|(snap, _)| user(snap));
     found.filter_map(|(snap, remote)| Some((*snap, state.snapshots.get(remote)?))).collect()
 }
 
 async fn rename_snapshots(
     local: &mut OpenImage,
-    counterparts: &BTreeMap<SnapId, SnapId>,
+    counterparts: &Counterparts,
     state: &ImageState,
 ) -> Result<()> {
     let living = living(local, counterparts, state);
@@ -165,7 +176,7 @@ async fn rename_snapshots(
 
 async fn protect_snapshots(
     local: &mut OpenImage,
-    counterparts: &BTreeMap<SnapId, SnapId>,
+    counterparts: &Counterparts,
     state: &ImageState,
 ) -> Result<()> {
     let mut failed = Ok(());
@@ -199,28 +210,8 @@ async fn update_features(local: &mut OpenImage, stored: Features) -> Result<()> 
     if disable == Features(0) && enable.without(Features::DEEP_FLATTEN) == Features(0) {
         return Ok(());
     }
-    let ioctx = local.image.header_ioctx().clone();
-    let id = local.image.id().clone();
-    let mut snaps: Vec<_> = local.header.snapshots.keys().copied().collect();
-    snaps.push(SnapId::HEAD);
-    let map_flags = ImageFlags::OBJECT_MAP_INVALID.with(ImageFlags::FAST_DIFF_INVALID);
-
-    if enable.has(Features::OBJECT_MAP) {
-        // As librbd does: maps that promise nothing, to be rebuilt when somebody wants to rely on them.
-        for snap in &snaps {
-            let objects = local.header.layout.object_count(local.header.size_at(*snap).unwrap_or(0));
-            local.image.object_map(*snap).save(&ObjectMap::new(objects)).await?;
-            HeaderUpdate::of(&id).set_flags(map_flags, map_flags, *snap).apply(&ioctx).await?;
-        }
-    }
-    let changed = Features(disable.0 | enable.without(Features::DEEP_FLATTEN).0);
-    HeaderUpdate::of(&id).set_features(want, changed).apply(&ioctx).await?;
-    if disable.has(Features::OBJECT_MAP) {
-        for snap in &snaps {
-            HeaderUpdate::of(&id).set_flags(ImageFlags(0), map_flags, *snap).apply(&ioctx).await?;
-            local.image.object_map(*snap).remove().await?;
-        }
-    }
+    let enable = enable.without(Features::DEEP_FLATTEN);
+    features::update(&local.image, &local.header, disable, enable).await?;
     local.refresh().await
 }
 

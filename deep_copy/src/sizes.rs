@@ -27,8 +27,10 @@ use rados::error::ResultExt;
 use rados::{Error, ReadAnswer, ReadSub, Result, SnapId, WriteSub};
 use rbd::SnapshotNamespace;
 use rbd::header_update::HeaderUpdate;
-use rbd::image::Image;
+use rbd::image::{Image, OpenImage};
 use rbd::layout::header_object;
+
+use crate::local_maps;
 
 /// The version of the record that is understood.
 const RECORD_VERSION: u8 = 8;
@@ -42,6 +44,40 @@ pub struct SnapshotSize {
     pub image_size: u64,
     /// Bytes that may come from the parent; `None` when the image was no clone then.
     pub parent_overlap: Option<u64>,
+}
+
+/// Gives the head, and the snapshots that are being filled, the sizes that they have remotely. `pairs` are remote and
+/// local snapshots, ascending; the head gets the size of the last one. Repeatable. On success the header of `local` is
+/// fresh.
+pub async fn resize(local: &mut OpenImage, remote: &OpenImage, pairs: &[(SnapId, SnapId)]) -> Result<()> {
+    let end = pairs.last().map(|(remote, _)| *remote).unwrap_or(SnapId::HEAD);
+    let Some(head_size) = remote.header.size_at(end) else {
+        return Err(Error::new(
+            libc::ENOENT,
+            format!("cannot copy snapshot {end}: the remote image lost it"),
+        ));
+    };
+    let sizes = pairs.iter().filter_map(|(remote_snap, local_snap)| {
+        let remote_snapshot = remote.header.snapshots.get(remote_snap)?;
+        let clone = local.header.parent_spec.is_some();
+        Some(SnapshotSize {
+            snap: *local_snap,
+            image_size: remote_snapshot.image_size,
+            parent_overlap: remote_snapshot.parent.as_ref().filter(|_| clone).map(|p| p.overlap),
+        })
+    });
+    let sizes: Vec<_> = sizes.collect();
+    let differs = |s: &SnapshotSize| {
+        let stored = &local.header.snapshots[&s.snap];
+        stored.image_size != s.image_size || stored.parent.as_ref().map(|p| p.overlap) != s.parent_overlap
+    };
+    if local.header.size == head_size && !sizes.iter().any(differs) {
+        return Ok(());
+    }
+    let largest = sizes.iter().map(|s| s.image_size).chain([head_size]).max().unwrap_or(0);
+    local_maps::grow_head_map(local, local.header.layout.object_count(largest)).await?;
+    set_sizes(&local.image, head_size, &sizes).await?;
+    local.refresh().await
 }
 
 /// Resizes the head of `image` to `head_size` bytes and corrects the records of `snapshots`, in one atomic write.

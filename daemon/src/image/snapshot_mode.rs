@@ -1,0 +1,112 @@
+//! Images that are mirrored by mirror-snapshots: from the records of a pair to a session that follows it.
+
+use std::time::Duration;
+
+use rados::{Result, SnapId};
+use rbd::Snapshot;
+use rbd::image::OpenImage;
+use rbd::mirroring::MirrorImageMode;
+
+use super::bootstrap::{self, Made, Record, Role, Wanted};
+use super::session::{End, Session};
+use super::{Attempt, ImageContext, LOOK_INTERVAL, PARENT_INTERVAL, delete, modes_differ, primary};
+use crate::report::{ReplayState, Report};
+
+/// How often the first mirror-snapshot is looked for, and how many times.
+const FIRST_SNAPSHOT_INTERVAL: Duration = Duration::from_millis(100);
+const FIRST_SNAPSHOT_LOOKS: usize = 100;
+
+/// Finds and follows a pair; `local` is the record of the local image, which holds something.
+pub(super) async fn attempt(ctx: &ImageContext, local: Option<Record>) -> Result<Attempt> {
+    let opened = match &local {
+        Some(record) => bootstrap::open(&ctx.local, &record.id).await?,
+        None => None,
+    };
+    let role = opened.as_ref().map(|image| bootstrap::role(&image.header, &ctx.remote_mirror_uuid));
+    if let (Some(image), Some(Role::Primary)) = (&opened, role) {
+        return primary::watch(ctx, image).await;
+    }
+    let remote = bootstrap::find_remote(ctx).await?;
+    if modes_differ(ctx, &remote, MirrorImageMode::Snapshot) {
+        return Ok(Attempt::Again(LOOK_INTERVAL));
+    }
+    match (local, opened, remote) {
+        (None, _, None) => Ok(Attempt::Over),
+        (Some(record), opened, None) => {
+            delete::follow_removal(ctx, &record, opened, role == Some(Role::LinkedCopy)).await
+        }
+        (local, opened, Some(remote)) => {
+            let Some(remote) = bootstrap::open(&ctx.remote, &remote.id).await? else {
+                ctx.publish(Report::new(ReplayState::Unknown, "remote image is being removed"), "");
+                return Ok(Attempt::Again(LOOK_INTERVAL));
+            };
+            let opened = match opened {
+                Some(opened) => opened,
+                None => match create(ctx, local, &remote).await? {
+                    Ok(opened) => opened,
+                    Err(pause) => return Ok(Attempt::Again(pause)),
+                },
+            };
+            let Some(session) = Session::open(ctx, opened, remote).await? else {
+                return Ok(Attempt::Again(Duration::from_secs(1)));
+            };
+            Ok(match Box::pin(session.run()).await? {
+                End::Cancelled => Attempt::Over,
+                End::Again(pause) => Attempt::Again(pause),
+            })
+        }
+    }
+}
+
+/// Makes and opens the local image; answers with a pause while that cannot be.
+async fn create(
+    ctx: &ImageContext,
+    record: Option<Record>,
+    remote: &OpenImage,
+) -> Result<std::result::Result<OpenImage, Duration>> {
+    if let Some(record) = record {
+        // Its entry says that it is mirrored, but it is gone.
+        bootstrap::forget(ctx, &record).await?;
+    }
+    let Some(newest) = await_first_snapshot(ctx, remote).await? else { return Ok(Err(LOOK_INTERVAL)) };
+    ctx.publish(Report::new(ReplayState::StartingReplay, "creating the local image"), remote.image.name());
+    let wanted = Wanted { mode: MirrorImageMode::Snapshot, at: newest };
+    match bootstrap::create_local(ctx, remote, wanted, async |_| Ok(())).await? {
+        Made::Image(id) => Ok(bootstrap::open(&ctx.local, &id).await?.ok_or(Duration::ZERO)),
+        Made::AwaitsParent(why) => {
+            let what = format!("waiting for the copy of the parent: {why}");
+            ctx.publish(Report::new(ReplayState::StartingReplay, what), remote.image.name());
+            Ok(Err(PARENT_INTERVAL))
+        }
+    }
+}
+
+/// The newest complete mirror-snapshot for this site. The primary makes the first one when it enables mirroring, right
+/// after its entry in the directory, so that one is waited for.
+async fn await_first_snapshot(ctx: &ImageContext, remote: &OpenImage) -> Result<Option<SnapId>> {
+    let mut header = remote.header.clone();
+    for _ in 0..FIRST_SNAPSHOT_LOOKS {
+        let waits_for_us = |s: &&Snapshot| {
+            let mirror = s.mirror().filter(|m| m.complete && m.state.is_primary());
+            mirror.is_some_and(|m| m.mirror_peer_uuids.contains(&*ctx.remote_peer_uuid))
+        };
+        if let Some(newest) = header.snapshots.values().rev().find(waits_for_us) {
+            return Ok(Some(newest.id));
+        }
+        let made = header.snapshots.values().any(|s| s.mirror().is_some());
+        if made && bootstrap::role(&header, "") != Role::Primary {
+            break;
+        }
+        ctx.publish(
+            Report::new(ReplayState::Unknown, "waiting for the first mirror-snapshot"),
+            remote.image.name(),
+        );
+        tokio::select! {
+            () = ctx.cancel.cancelled() => return Ok(None),
+            () = tokio::time::sleep(FIRST_SNAPSHOT_INTERVAL) => {}
+        }
+        header = remote.image.read_header().await?;
+    }
+    ctx.publish(Report::new(ReplayState::Unknown, "remote image is not primary"), remote.image.name());
+    Ok(None)
+}

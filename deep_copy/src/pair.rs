@@ -1,0 +1,73 @@
+//! What a copy has to know of both images together.
+
+use rados::{Error, Result, SnapId};
+use rbd::Snapshot;
+use rbd::image::OpenImage;
+
+use crate::copier::CopyFailed;
+use crate::diff::{Chain, Scope, Visits, visits};
+use crate::object_copy::{CopyError, Side};
+
+/// A primary image and its copy.
+#[derive(Debug, Clone, Copy)]
+pub struct Pair<'a> {
+    /// The copy.
+    pub local: &'a OpenImage,
+    /// The primary.
+    pub remote: &'a OpenImage,
+}
+
+impl Pair<'_> {
+    /// Number of objects of the largest size that either image has, or had at a snapshot.
+    pub fn objects_max(&self) -> u64 {
+        let sizes = [&self.local.header, &self.remote.header].map(|header| {
+            let snapshots = header.snapshots.values().map(|s| s.image_size).max();
+            snapshots.unwrap_or(0).max(header.size)
+        });
+        self.local.image.layout().object_count(sizes[0].max(sizes[1]))
+    }
+
+    /// True when the remote image has no parent at `end`, and the local one, which still has one, is about to lose it.
+    pub fn flattened(&self, end: SnapId) -> bool {
+        self.local.header.parent.is_some() && self.remote.header.parent_at(end).is_none()
+    }
+
+    /// The objects to look at for what lies between the remote snapshots `start` and `end`.
+    pub async fn visits(&self, start: Option<SnapId>, end: SnapId) -> Result<Visits> {
+        let header = &self.remote.header;
+        let snapshots: Vec<Snapshot> = header.snapshots.values().cloned().collect();
+        let chain = Chain {
+            header: self.remote.image.header_ioctx(),
+            image: self.remote.image.id(),
+            features: header.features,
+            layout: &header.layout,
+            snapshots: &snapshots,
+            start,
+            end,
+            trust: true,
+        };
+        visits(&chain, if self.flattened(end) { Scope::Existing } else { Scope::Changed }).await
+    }
+}
+
+/// The data objects of an image.
+pub fn side(image: &OpenImage) -> Side {
+    Side { data: image.image.data_ioctx().clone(), object_prefix: image.image.object_prefix().to_string() }
+}
+
+/// Why the image called `name` could not be copied, as an error whose class tells how to go on.
+pub fn failure(name: &str, failed: CopyFailed) -> Error {
+    let what = format!("cannot copy image '{name}'");
+    match failed {
+        CopyFailed::Object { object, source } => {
+            let errno = match (&source, source.rados()) {
+                (_, Some(error)) => error.errno(),
+                (CopyError::SnapshotGone { .. } | CopyError::Overtaken { .. }, _) => libc::EAGAIN,
+                _ => libc::EIO,
+            };
+            Error::new(errno, format!("{what}: object {object}: {source}"))
+        }
+        CopyFailed::Checkpoint(error) => error.context(what),
+        CopyFailed::Cancelled => Error::new(libc::ECANCELED, what),
+    }
+}

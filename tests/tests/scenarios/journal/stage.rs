@@ -1,0 +1,128 @@
+//! What the scenarios of journal mode have in common.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, ensure};
+use rados::SnapId;
+use rbd::header::ImageHeader;
+use rbd::{Snapshot, SnapshotNamespace};
+use serde_json::Value;
+use tests::{Cluster, wait};
+
+use crate::common::{LIMIT, Stage};
+use crate::content::{self, Reader};
+
+/// Features of a journalled image.
+pub const FEATURES: &str = "layering,exclusive-lock,object-map,fast-diff,deep-flatten,journaling";
+
+/// Arguments that make an image a journalled one.
+pub fn journaling() -> [&'static str; 2] {
+    ["--image-feature", FEATURES]
+}
+
+impl Stage {
+    /// Makes a journalled image at `a`, with more arguments for `rbd create`.
+    pub async fn create_journalled(&self, image: &str, size: u64, args: &[&str]) -> Result<()> {
+        let args = [&journaling()[..], args].concat();
+        Ok(self.clusters.a.create_image(&self.spec(image), size, &args).await?)
+    }
+
+    /// Enables journal mirroring of an image of `a`.
+    pub async fn enable_journal(&self, image: &str) -> Result<()> {
+        self.clusters.a.rbd(&["mirror", "image", "enable", &self.spec(image), "journal"]).await?;
+        Ok(())
+    }
+
+    /// Waits until `b` has replayed everything that `a` has committed, and compares.
+    pub async fn replayed(&self, image: &str) -> Result<()> {
+        let spec = self.spec(image);
+        wait_replayed(&self.clusters.a, &self.clusters.b, &spec).await?;
+        expect_same(&self.a, &self.b, &spec).await
+    }
+}
+
+/// An entry's place in the order of a journal: tag and number.
+pub type Position = (u64, u64);
+
+/// The newest committed entry of a client, as `rbd journal status` tells it.
+pub fn newest(client: &Value) -> Option<Position> {
+    let newest = client["commit_position"]["object_positions"].get(0)?;
+    Some((newest["tag_tid"].as_u64()?, newest["entry_tid"].as_u64()?))
+}
+
+/// The clients of an image's journal: its own, and the first other one.
+pub async fn clients(cluster: &Cluster, spec: &str) -> Result<(Value, Option<Value>)> {
+    let (pool, image) = spec.rsplit_once('/').context("images are called POOL/IMAGE")?;
+    let status = cluster.rbd_json(&["journal", "status", "--pool", pool, "--image", image]).await?;
+    let clients = status["registered_clients"].as_array().context("a journal has clients")?.clone();
+    let (own, others): (Vec<_>, Vec<_>) = clients.into_iter().partition(|client| client["id"] == "");
+    Ok((own.into_iter().next().context("an image is a client of its journal")?, others.into_iter().next()))
+}
+
+/// Waits until the copy at `to` has replayed everything that the primary at `from` has committed until now, and its sync
+/// points are gone.
+pub async fn wait_replayed(from: &Cluster, to: &Cluster, spec: &str) -> Result<Option<Position>> {
+    let wanted = newest(&clients(from, spec).await?.0);
+    let what = format!("{} to replay entry {wanted:?} of {spec}", to.name());
+    wait::until(&what, LIMIT, || async {
+        let Some(mirror) = clients(from, spec).await?.1 else { return Ok(None) };
+        let state = to.mirror_status(spec).await.ok();
+        let replaying = state.is_some_and(|status| status["state"] == "up+replaying");
+        Ok((replaying && newest(&mirror) >= wanted).then_some(()))
+    })
+    .await?;
+    Ok(wanted)
+}
+
+/// Waits until neither image has a sync point any more.
+pub async fn wait_pruned(sides: [&Cluster; 2], spec: &str) -> Result<()> {
+    for cluster in sides {
+        let what = format!("the sync points of {spec} at {} to be removed", cluster.name());
+        wait::until(&what, LIMIT, || async {
+            let list = cluster.rbd_json(&["snap", "ls", spec]).await?;
+            let named =
+                |snap: &Value| snap["name"].as_str().is_some_and(|name| name.starts_with(".rbd-mirror."));
+            Ok((!list.as_array().is_some_and(|all| all.iter().any(named))).then_some(()))
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// The user snapshots of an image, sync points not counted.
+fn user_snapshots(header: &ImageHeader) -> impl Iterator<Item = &Snapshot> {
+    let all = header.snapshots.values();
+    all.filter(|s| s.namespace == SnapshotNamespace::User && !s.name.starts_with(".rbd-mirror."))
+}
+
+/// Two images have the same content at their heads and at each user snapshot, and the same user snapshots.
+pub async fn expect_same(from: &Reader, to: &Reader, spec: &str) -> Result<()> {
+    let (primary, primary_header) = from.open(spec).await?;
+    let (copy, copy_header) = to.open(spec).await?;
+    let names = |header| user_snapshots(header).map(|s| (s.name.clone(), s.protection)).collect::<Vec<_>>();
+    let (theirs, ours) = (names(&primary_header), names(&copy_header));
+    ensure!(theirs == ours, "{spec} has user snapshots {theirs:?}, its copy {ours:?}");
+    let head = SnapId::HEAD;
+    content::expect_equal((&primary, &primary_header, head), (&copy, &copy_header, head))
+        .await
+        .with_context(|| format!("{spec} at its head"))?;
+    for theirs in user_snapshots(&primary_header) {
+        let ours = copy_header.user_snapshot(&theirs.name).context("the names were compared")?;
+        content::expect_equal((&primary, &primary_header, theirs.id), (&copy, &copy_header, ours.id))
+            .await
+            .with_context(|| format!("{spec} at user snapshot '{}'", theirs.name))?;
+    }
+    let metadata = |header: &ImageHeader| {
+        let public = header.metadata.iter().filter(|(key, _)| !key.starts_with(".rbd"));
+        public.map(|(key, value)| (key.clone(), value.clone())).collect::<BTreeSet<_>>()
+    };
+    ensure!(metadata(&primary_header) == metadata(&copy_header), "{spec} has other metadata than its copy");
+    ensure!(
+        (primary_header.features, primary_header.parent.is_some())
+            == (copy_header.features, copy_header.parent.is_some()),
+        "{spec} has features {}, its copy {}; or one of them is a clone",
+        primary_header.features,
+        copy_header.features
+    );
+    Ok(())
+}
