@@ -5,11 +5,9 @@
 
 mod actions;
 mod outputs;
-mod readme;
 mod relocation;
 mod shells;
 mod tokens;
-mod verification;
 mod world;
 
 use std::process::ExitCode;
@@ -58,10 +56,6 @@ fn main() -> ExitCode {
                 relocation::killed_half_way,
                 relocation::the_other_site_is_lost,
                 relocation::what_cannot_be_relocated,
-                verification::proves_and_disproves,
-                verification::under_a_writer,
-                verification::copies_of_cephs_daemon,
-                readme::the_three_stories,
             ]
         );
         failed

@@ -1,2 +1,0 @@
-use anyhow::Result; use crate::world::World;
-pub async fn the_three_stories(_: &World) -> Result<()> {Ok(())}
