@@ -9,6 +9,7 @@
 //! | [`pool`] | the handle, and what an operator sets |
 //! | [`report`] | what is answered |
 //! | [`schedule`] | schedules of mirror-snapshots |
+//! | [`verify`] | proving that a copy equals its primary |
 //!
 //! Reference: `src/librbd/api/Mirror.cc`, `src/librbd/mirror/`, `src/tools/rbd/action/Mirror*.cc`.
 #![forbid(unsafe_code)]
@@ -32,6 +33,7 @@ pub mod report;
 pub mod schedule;
 mod session;
 mod status;
+pub mod verify;
 mod wishes;
 
 pub use bulk::{Done, PoolOutcome, Progress};

@@ -246,34 +246,34 @@ impl Tail {
     /// After [`TailError::Rados`] the next call goes on; the caller waits a little first. Other errors come again.
     pub async fn next(&mut self) -> Result<Batch, TailError> {
         loop {
-            if let Some(batch) = self.take(false)? {
+            if let Some(batch) = self.take()? {
                 return Ok(batch);
             }
             if self.order.is_caught_up() && !self.told_caught_up {
                 self.told_caught_up = true;
                 return Ok(Batch { entries: Vec::new(), caught_up: true });
             }
-            self.begin(false)?;
+            self.begin()?;
             self.wait().await?;
         }
     }
 
-    /// The next entries up to the end of the journal as it is at some moment after the call; then `None`.
+    /// The next entries, at least all that were there when the tail was opened; then `None`.
     pub async fn next_to_end(&mut self) -> Result<Option<Batch>, TailError> {
         loop {
-            if let Some(batch) = self.take(true)? {
+            if let Some(batch) = self.take()? {
                 return Ok(Some(batch));
             }
             if self.order.is_at_end() {
                 return Ok(None);
             }
-            self.begin(true)?;
+            self.begin()?;
             self.wait().await?;
         }
     }
 
     /// Entries that can be handed out. Begins the next reads, for the time that the caller needs for these.
-    fn take(&mut self, to_end: bool) -> Result<Option<Batch>, TailError> {
+    fn take(&mut self) -> Result<Option<Batch>, TailError> {
         let (entries, fault) = self.order.take(self.options.batch_bytes_max);
         if entries.is_empty() {
             return fault.map_or(Ok(None), Err);
@@ -283,20 +283,20 @@ impl Tail {
         self.poll_at = now + self.options.poll.busy_min;
         let caught_up = self.order.is_caught_up();
         self.told_caught_up = caught_up;
-        self.begin_reads(to_end);
+        self.begin_reads();
         self.jobs_begin()?;
         Ok(Some(Batch { entries, caught_up }))
     }
 
     /// Begins all requests that are due.
-    fn begin(&mut self, to_end: bool) -> Result<(), TailError> {
-        self.begin_reads(to_end);
+    fn begin(&mut self) -> Result<(), TailError> {
+        self.begin_reads();
         let now = Instant::now();
         if now >= self.poll_at && self.order.can_poll() {
             let read = self.order.poll();
             self.push_read(read);
         }
-        if !self.metadata_under_way && (now >= self.metadata_at || self.order.needs_metadata(to_end)) {
+        if !self.metadata_under_way && (now >= self.metadata_at || self.order.needs_metadata()) {
             self.metadata_under_way = true;
             self.metadata_asked = now;
             let asked = self.order.begin_metadata();
@@ -306,8 +306,8 @@ impl Tail {
         self.jobs_begin()
     }
 
-    fn begin_reads(&mut self, to_end: bool) {
-        for read in self.order.begin_reads(to_end) {
+    fn begin_reads(&mut self) {
+        for read in self.order.begin_reads() {
             self.push_read(read);
         }
     }
@@ -385,8 +385,8 @@ impl Tail {
     }
 }
 
-/// Reads all entries of a journal from `start` to its end as it is at some moment after the call, in order, and lets
-/// `visit` see them until it breaks. `client` is a registered one: [`IMAGE_CLIENT_ID`] always is. A gap at the end of a
+/// Reads the entries of a journal from `start` on, at least all that are there at the call, in order, and lets `visit` see
+/// them until it breaks. `client` is a registered one: [`IMAGE_CLIENT_ID`] always is. A gap at the end of a
 /// dead writer's tag ends that tag, as for a tail; a missing or corrupt entry is an error.
 pub async fn walk(
     journal: &Journal,
