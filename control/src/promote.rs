@@ -27,11 +27,11 @@ use rbd::header_update::HeaderUpdate;
 use rbd::layout::header_object;
 use rbd::mirroring::{GlobalImageId, MIRRORING_OBJECT, MirrorImageMode};
 use rbd::rollback::{RollbackOptions, rollback};
-use rbd::types::{Features, MirrorSnapshot, MirrorSnapshotState, SnapshotNamespace, Timestamp};
+use rbd::types::{Features, MirrorSnapshot, MirrorSnapshotState, Snapshot, SnapshotNamespace, Timestamp};
 use rbd::watch_notify::Operation;
 use rbd::{Image, ImageHeader};
 use serde::Serialize;
-use snapshot::begin::read_marker;
+use snapshot::begin::{PENDING_PREFIX, read_marker};
 
 use crate::bulk::Done;
 use crate::config::Quiesce;
@@ -49,8 +49,8 @@ const WATCHERS_INTERVAL: Duration = Duration::from_secs(1);
 /// From which point in time an image continues that is (or would be) promoted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Promotion {
-    /// The copy of a primary's mirror-snapshot that it continues from; `None` in journal mode, and when it never was a
-    /// copy.
+    /// The copy of a primary's mirror-snapshot that it continues from; `None` in journal mode, and when it continues from
+    /// a time when it was the primary itself.
     pub continues_from: Option<ContinuesFrom>,
     /// A newer mirror-snapshot was copied in part, and what had been copied is undone.
     pub rolls_back: bool,
@@ -221,7 +221,14 @@ impl Session {
             RollbackOptions { in_flight: self.pool.options().objects_in_flight, trust_object_maps: !resumed };
         rollback(self.image(), self.header(), to, options, |_, _| {}).await?;
         self.changed();
-        self.refresh().await
+        self.refresh().await?;
+        // User snapshots that our own daemon was filling.
+        let pending = |snapshot: &&Snapshot| {
+            snapshot.namespace == SnapshotNamespace::User && snapshot.name.starts_with(PENDING_PREFIX)
+        };
+        let pending: Vec<SnapId> =
+            self.header().snapshots.values().filter(pending).map(|snapshot| snapshot.id).collect();
+        self.remove_snapshots(&pending).await
     }
 
     async fn create_orphan(&mut self, global_id: &GlobalImageId) -> Result<()> {
