@@ -94,7 +94,8 @@ impl Pool {
     /// The images that are mirrored; `None` when that cannot be told: then each is looked at.
     async fn mirrored(&self) -> Option<BTreeSet<String>> {
         let mirroring = self.mirroring();
-        let (names, mirrored) = futures::try_join!(directory::list(self.ioctx()), mirroring.image_ids()).ok()?;
+        let (names, mirrored) =
+            futures::try_join!(directory::list(self.ioctx()), mirroring.image_ids()).ok()?;
         Some(names.into_iter().filter(|(_, id)| mirrored.contains_key(id)).map(|(name, _)| name).collect())
     }
 
@@ -117,9 +118,8 @@ impl Pool {
                 }
             }
         };
-        let mut running = futures::stream::iter(names)
-            .map(one)
-            .buffer_unordered(self.options().images_in_flight.max(1));
+        let mut running =
+            futures::stream::iter(names).map(one).buffer_unordered(self.options().images_in_flight.max(1));
         let mut done: Vec<(&String, Result<Done>)> = Vec::new();
         while let Some((name, result)) = running.next().await {
             let result = result.optional().map(|done| done.unwrap_or(Done::PassedOver));

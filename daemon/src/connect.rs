@@ -120,7 +120,10 @@ mod tests {
         std::fs::write(folder.join("no-such-site.conf"), "[global]\n")?;
         let line = format!("-c {}", folder.join("mine.conf").display());
         let connector = Connector::new(Configuration::load(options(&line))?);
-        assert_eq!(connector.peers().peer_options(&peer(""))?.conf_file, Some(folder.join("no-such-site.conf")));
+        assert_eq!(
+            connector.peers().peer_options(&peer(""))?.conf_file,
+            Some(folder.join("no-such-site.conf"))
+        );
         std::fs::remove_dir_all(folder)?;
         Ok(())
     }

@@ -172,7 +172,13 @@ impl Replayers {
         }
     }
 
-    fn start(&mut self, key: (PoolId, String), pool_name: String, peer: RemotePeer, after: Option<JoinHandle<()>>) {
+    fn start(
+        &mut self,
+        key: (PoolId, String),
+        pool_name: String,
+        peer: RemotePeer,
+        after: Option<JoinHandle<()>>,
+    ) {
         tracing::info!("pool '{pool_name}': mirroring from {peer}");
         let replayer = PoolReplayer {
             pool: key.0,

@@ -35,17 +35,22 @@ fn main() -> ExitCode {
     let failed = runtime.block_on(async {
         let world = World::start().await.expect("two clusters");
         let mut failed = 0;
-        run!(world, failed, filter, [
-            scenarios::tokens_are_stocks,
-            scenarios::stock_takes_our_token,
-            scenarios::we_take_a_stock_token,
-            scenarios::both_store_the_same,
-            scenarios::both_refuse_the_same,
-            scenarios::a_token_that_is_no_longer_valid,
-            scenarios::a_peer_that_is_there_is_updated,
-            scenarios::site_names,
-            scenarios::cut_off_and_repeated,
-        ]);
+        run!(
+            world,
+            failed,
+            filter,
+            [
+                scenarios::tokens_are_stocks,
+                scenarios::stock_takes_our_token,
+                scenarios::we_take_a_stock_token,
+                scenarios::both_store_the_same,
+                scenarios::both_refuse_the_same,
+                scenarios::a_token_that_is_no_longer_valid,
+                scenarios::a_peer_that_is_there_is_updated,
+                scenarios::site_names,
+                scenarios::cut_off_and_repeated,
+            ]
+        );
         failed
     });
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -36,7 +36,8 @@ pub async fn tokens_are_stocks(world: &World) -> Result<()> {
     ensure!(token(&world.a, &pool).await? == anew, "the user of the stock tool was not found");
 
     world.a.stock.ceph(&["auth", "caps", "client.rbd-mirror-peer", "mon", "allow r"]).await?;
-    let refused = create_token(&world.a.cluster, world.a.pool(&pool).await?).await.err().context("other caps")?;
+    let refused =
+        create_token(&world.a.cluster, world.a.pool(&pool).await?).await.err().context("other caps")?;
     ensure!(refused.is(libc::EEXIST) && refused.to_string().contains("ceph auth caps"), "{refused}");
     world.a.stock.ceph(&["auth", "rm", "client.rbd-mirror-peer"]).await?;
     let disabled = world.b.pool(&pool).await?;
@@ -67,7 +68,8 @@ pub async fn we_take_a_stock_token(world: &World) -> Result<()> {
         ensure!(peers.len() == 1 && peers[0]["direction"] == name, "{peers:?}");
         let there = world.a.peers(&pool).await?;
         ensure!(there.len() == usize::from(direction == ImportDirection::RxTx), "{there:?}");
-        let known = attributes::read(&world.b.cluster, world.b.pool(&pool).await?, &imported.peer_uuid).await?;
+        let known =
+            attributes::read(&world.b.cluster, world.b.pool(&pool).await?, &imported.peer_uuid).await?;
         let known = known.context("attributes")?;
         let again = Token { key: known.key(), mon_host: known.mon_host().to_string(), ..token };
         let connected = bootstrap::PeerConnector::default().connect_by_token(&again).await?;
@@ -193,7 +195,10 @@ pub async fn site_names(world: &World) -> Result<()> {
     };
     for name in ["elsewhere", "with \"quotes\" and ü"] {
         set_site_name(&world.a.cluster, &format!(" {name} ")).await?;
-        ensure!(site_name(&world.a.cluster).await? == name && told().await? == name, "it is not called {name}");
+        ensure!(
+            site_name(&world.a.cluster).await? == name && told().await? == name,
+            "it is not called {name}"
+        );
     }
     set_site_name(&world.a.cluster, "").await?;
     set_site_name(&world.a.cluster, "").await?;
@@ -210,7 +215,8 @@ pub async fn cut_off_and_repeated(world: &World) -> Result<()> {
         let plan = FaultPlan::none().at(nth, Matcher::default(), Fault::CrashAfter);
         let faulty = Faulty::new(world.b.cluster.backend().clone(), plan, &[]);
         let backend: Arc<dyn Backend> = faulty.clone();
-        let site = Site { stock: tests::Cluster::attach(world.b.stock.folder())?, cluster: Cluster::new(backend) };
+        let site =
+            Site { stock: tests::Cluster::attach(world.b.stock.folder())?, cluster: Cluster::new(backend) };
         tokio::select! {
             done = site.import(&pool, &right, ImportDirection::RxTx) => drop(done?),
             () = faulty.crashed() => {}
@@ -219,7 +225,10 @@ pub async fn cut_off_and_repeated(world: &World) -> Result<()> {
         for (site, direction) in [(&world.a, "rx-tx"), (&world.b, "rx-tx")] {
             let peers = site.peers(&pool).await?;
             ensure!(peers.len() == 1 && peers[0]["direction"] == direction, "cut off at {nth}: {peers:?}");
-            ensure!(peers[0]["key"].is_string() && peers[0]["mon_host"].is_string(), "cut off at {nth}: {peers:?}");
+            ensure!(
+                peers[0]["key"].is_string() && peers[0]["mon_host"].is_string(),
+                "cut off at {nth}: {peers:?}"
+            );
         }
         ensure!(imported.remote_peer_uuid.is_some(), "{imported:?}");
         world.remove_pools().await?;

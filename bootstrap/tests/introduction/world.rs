@@ -45,7 +45,12 @@ impl Site {
     }
 
     /// The same, natively. The mode that is copied is image mode.
-    pub async fn import(&self, pool: &str, token: &Token, direction: ImportDirection) -> rados::Result<Imported> {
+    pub async fn import(
+        &self,
+        pool: &str,
+        token: &Token,
+        direction: ImportDirection,
+    ) -> rados::Result<Imported> {
         let options = ImportOptions {
             pool: pool.to_string(),
             direction,

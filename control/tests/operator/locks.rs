@@ -1,13 +1,5 @@
 //! Images that somebody else holds: a VM's writer, one that died, one that does not give up, a person.
 
-macro_rules! timed {
-    ($l:expr, $e:expr) => {{
-        let t = std::time::Instant::now();
-        let r = $e;
-        println!("DBG {} {:?}", $l, t.elapsed());
-        r
-    }};
-}
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use control::{Pool, Quiesce, Role};
@@ -104,13 +96,13 @@ pub async fn the_owner_makes_and_removes_snapshots(world: &World) -> Result<()> 
 pub async fn a_demotion_stops_a_writer(world: &World) -> Result<()> {
     for mode in [MirrorImageMode::Snapshot, MirrorImageMode::Journal] {
         let pool = mirrored(world, mode).await?;
-        let writer = timed!("start", Writer::start(world, &pool, IMAGE).await?);
-        timed!("demote", pool.demote(IMAGE).await?);
-        timed!("fails", writer.fails().await.context("the writer")?);
+        let writer = Writer::start(world, &pool, IMAGE).await?;
+        pool.demote(IMAGE).await?;
+        writer.fails().await.context("the writer")?;
         ensure!(pool.image_info(IMAGE).await?.role == Role::Orphan, "it is not demoted");
         let spec = format!("{}/{IMAGE}", pool.name());
         let content = world.a.stock.sha256(&spec).await?;
-        timed!("promote", pool.promote(IMAGE, false).await?);
+        pool.promote(IMAGE, false).await?;
         ensure!(world.a.stock.sha256(&spec).await? == content, "somebody wrote behind the demotion");
         world.a.scribble(&spec, 9).await?;
     }
@@ -121,8 +113,8 @@ pub async fn a_demotion_stops_a_writer(world: &World) -> Result<()> {
 pub async fn a_dead_writer_is_fenced(world: &World) -> Result<()> {
     let pool = mirrored(world, MirrorImageMode::Journal).await?;
     Writer::start(world, &pool, IMAGE).await?.kill().await?;
-    timed!("demote", pool.demote(IMAGE).await?);
-    timed!("promote", pool.promote(IMAGE, false).await?);
+    pool.demote(IMAGE).await?;
+    pool.promote(IMAGE, false).await?;
     let spec = format!("{}/{IMAGE}", pool.name());
     world.a.scribble(&spec, 9).await?;
     world.a.stock.rbd(&["journal", "inspect", "--image", &spec]).await?;
@@ -175,14 +167,14 @@ pub async fn what_was_only_journalled_is_written(world: &World) -> Result<()> {
     let names = ["stock", "ours_"];
     let pool = world.a.pool(&world.mirrored_pool().await?).await?;
     for name in names {
-        timed!("image", world.a.image(&format!("{}/{name}", pool.name()), &[]).await?);
+        world.a.image(&format!("{}/{name}", pool.name()), &[]).await?;
         pool.enable(name, MirrorImageMode::Journal).await?;
         journal_only(&pool, name).await?;
     }
     let [stock, ours] = names.map(|name| format!("{}/{name}", pool.name()));
     let before = world.a.stock.sha256(&ours).await?;
-    timed!("stock", world.a.stock.rbd(&["mirror", "image", "demote", &stock]).await?);
-    timed!("ours", pool.demote("ours_").await?);
+    world.a.stock.rbd(&["mirror", "image", "demote", &stock]).await?;
+    pool.demote("ours_").await?;
     let (of_stock, of_ours) = (world.a.stock.sha256(&stock).await?, world.a.stock.sha256(&ours).await?);
     ensure!(of_ours != before && of_ours == of_stock, "stock {of_stock}, ours {of_ours}, before {before}");
     let (image, _) = open(&pool, "ours_").await?;

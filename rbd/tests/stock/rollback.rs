@@ -53,12 +53,22 @@ pub async fn rollbacks_leave_the_same(world: &World) -> Result<()> {
             write(world, name, size - (1 << 20), 1 << 20, 4).await?;
             world.stock.discard(&spec(name), 4 << 20, 4 << 20).await?;
         }
-        world.stock.rbd(&["snap", "rollback", "--no-progress", &format!("{}@before", spec(&names[0]))]).await?;
+        world
+            .stock
+            .rbd(&["snap", "rollback", "--no-progress", &format!("{}@before", spec(&names[0]))])
+            .await?;
         roll_back(world, &names[1], "before", number != 1).await?;
-        let [stock, ours] = [world.stock.read(&spec(&names[0])).await?, world.stock.read(&spec(&names[1])).await?];
+        let [stock, ours] =
+            [world.stock.read(&spec(&names[0])).await?, world.stock.read(&spec(&names[1])).await?];
         ensure!(stock == ours && stock.len() as u64 == SIZE, "size {size}: the images differ");
-        ensure!(ours == world.stock.read(&format!("{}@before", spec(&names[1]))).await?, "it is not what it was");
-        ensure!(head_map(world, &names[0]).await? == head_map(world, &names[1]).await?, "size {size}: the maps differ");
+        ensure!(
+            ours == world.stock.read(&format!("{}@before", spec(&names[1]))).await?,
+            "it is not what it was"
+        );
+        ensure!(
+            head_map(world, &names[0]).await? == head_map(world, &names[1]).await?,
+            "size {size}: the maps differ"
+        );
         world.stock.rbd(&["object-map", "check", &spec(&names[1])]).await?;
     }
     Ok(())
