@@ -59,6 +59,8 @@ pub(super) struct Lane {
     pub(super) fault: Option<TailError>,
     /// An object was removed before it was read to its end, and nothing has been handed out since.
     pub(super) trimmed: bool,
+    /// The newest object that was not there, if nothing has been handed out since.
+    pub(super) absent: Option<JournalObject>,
     /// Length of the next read.
     length: u64,
     sizes: ReadSizes,
@@ -75,6 +77,7 @@ impl Lane {
             reading: None,
             fault: None,
             trimmed: false,
+            absent: None,
             // Nobody knows where in the object the first entry lies that was not committed yet.
             length: sizes.max,
             sizes,
@@ -128,6 +131,9 @@ impl Lane {
             return 0;
         }
         self.reading = None;
+        if found.is_none() {
+            self.absent = Some(read.object);
+        }
         let bytes = found.unwrap_or_default();
         let at_end = (bytes.len() as u64) < read.length;
         let mut reader = EntryReader::new(bytes, read.offset, layout.object_bytes());

@@ -75,6 +75,8 @@ pub(super) struct Order {
     burst: bool,
     /// An object went away: the metadata will tell why.
     vanished: bool,
+    /// Since when an entry seems to be missing.
+    doubt: Option<Stamp>,
 }
 
 impl Order {
@@ -120,6 +122,7 @@ impl Order {
             arrival: 0,
             burst: false,
             vanished: false,
+            doubt: None,
         };
         order.learn_tags(&known.tags);
         order
@@ -150,7 +153,25 @@ impl Order {
         (entries, None)
     }
 
+    /// The next entry. One that is missing is missing only if the metadata, read once more, do not tell of a better
+    /// reason.
     fn step(&mut self) -> Result<Option<Entry>, TailError> {
+        let found = self.find();
+        match &found {
+            Ok(_) => self.doubt = None,
+            Err(TailError::Missing { .. } | TailError::TooFarBehind { .. }) => {
+                let since = self.doubt.unwrap_or(self.clock);
+                if self.asked <= since {
+                    self.doubt = Some(since);
+                    return Ok(None);
+                }
+            }
+            Err(_) => {}
+        }
+        found
+    }
+
+    fn find(&mut self) -> Result<Option<Entry>, TailError> {
         loop {
             self.drop_stale();
             let needed = self.needed();
@@ -158,7 +179,7 @@ impl Order {
             match (self.at, lane.front()) {
                 (At::In(next), Some(front)) if front == next => {
                     self.at = At::In(after(next));
-                    lane.trimmed = false;
+                    (lane.trimmed, lane.absent) = (false, None);
                     return Ok(self.lanes[needed].pop());
                 }
                 (At::In(next), Some(front)) if front.tag == next.tag => {
@@ -314,8 +335,9 @@ impl Order {
 
     fn missing(&self, position: EntryPosition, why: String) -> TailError {
         let lane = &self.lanes[self.lane_of(position.entry)];
+        let is_trimmed = |object| self.layout.set_of(object) < self.known.minimum_set;
         let began_late = self.at == At::Start && self.known.minimum_set > ObjectSet(0);
-        if lane.trimmed || began_late {
+        if lane.trimmed || lane.absent.is_some_and(is_trimmed) || began_late {
             return self.too_far_behind(position);
         }
         let object = format!("{}{}", self.prefix, lane.object);
@@ -333,6 +355,7 @@ impl Order {
             && lane.fault.is_none()
             && lane.ended.is_some()
             && self.layout.set_of(lane.object) >= self.known.active_set
+            && self.doubt.is_none()
             && !self.is_tag_over()
     }
 
@@ -341,7 +364,8 @@ impl Order {
         let lane = &self.lanes[self.needed()];
         let set = self.layout.set_of(lane.object);
         let seen = set > self.first_active_set || (set == self.first_active_set && lane.ended.is_some());
-        seen && lane.queue.is_empty() && lane.fault.is_none() && !self.is_tag_over()
+        let pending = self.doubt.is_some() || lane.fault.is_some() || self.is_tag_over();
+        seen && lane.queue.is_empty() && !pending
     }
 
     /// A newer tag is known than the one that is being read.
@@ -359,7 +383,8 @@ impl Order {
             (At::Start | At::After(_), Some(front)) => !self.is_explained(front.tag),
             _ => false,
         };
-        unexplained || self.vanished
+        let in_doubt = self.doubt.is_some_and(|since| self.asked <= since);
+        unexplained || self.vanished || in_doubt
     }
 
     /// True when the active set may have changed: an object has little room left.
