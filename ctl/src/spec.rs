@@ -26,7 +26,7 @@ use crate::grammar::rbd::{ImageArgs, LevelArgs, PoolArgs, PoolNameArgs};
 /// Pool, namespace, image and snapshot, any of which but the image may be absent.
 static RELAXED: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"^(?:([^/]+)/(?:([^/@]+)/)?)?([^@]+)(?:@(.+))?$").ok());
-/// As [`struct@RELAXED`], with no `/` or `@` in any name.
+/// As [`static@RELAXED`], with no `/` or `@` in any name.
 static STRICT: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"^(?:([^/@]+)/(?:([^/@]+)/)?)?([^/@]+)(?:@([^/@]+))?$").ok());
 /// Pool, namespace and image of a target.

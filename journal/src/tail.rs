@@ -178,6 +178,8 @@ pub struct Tail {
     metadata_under_way: bool,
     /// The caller knows that the tail is caught up.
     told_caught_up: bool,
+    /// A request failed, and the caller does not know.
+    failed: Option<TailError>,
 }
 
 /// A request that was answered.
@@ -226,6 +228,7 @@ impl Tail {
             metadata_asked: now,
             metadata_under_way: false,
             told_caught_up: false,
+            failed: None,
             options,
         })
     }
@@ -249,12 +252,16 @@ impl Tail {
             if let Some(batch) = self.take()? {
                 return Ok(batch);
             }
+            if let Some(error) = self.failed.take() {
+                return Err(error);
+            }
             if self.order.is_caught_up() && !self.told_caught_up {
                 self.told_caught_up = true;
                 return Ok(Batch { entries: Vec::new(), caught_up: true });
             }
-            self.begin()?;
-            self.wait().await?;
+            if !self.begin() {
+                self.wait().await;
+            }
         }
     }
 
@@ -264,11 +271,15 @@ impl Tail {
             if let Some(batch) = self.take()? {
                 return Ok(Some(batch));
             }
+            if let Some(error) = self.failed.take() {
+                return Err(error);
+            }
             if self.order.is_at_end() {
                 return Ok(None);
             }
-            self.begin()?;
-            self.wait().await?;
+            if !self.begin() {
+                self.wait().await;
+            }
         }
     }
 
@@ -284,12 +295,13 @@ impl Tail {
         let caught_up = self.order.is_caught_up();
         self.told_caught_up = caught_up;
         self.begin_reads();
-        self.jobs_begin()?;
+        self.send();
         Ok(Some(Batch { entries, caught_up }))
     }
 
-    /// Begins all requests that are due.
-    fn begin(&mut self) -> Result<(), TailError> {
+    /// Begins all requests that are due. Answers whether something was answered meanwhile: then there may be nothing to
+    /// wait for.
+    fn begin(&mut self) -> bool {
         self.begin_reads();
         let now = Instant::now();
         if now >= self.poll_at && self.order.can_poll() {
@@ -303,7 +315,7 @@ impl Tail {
             let read = read_metadata(self.journal.clone(), self.client.clone(), self.order.tag());
             self.jobs.push(read.map(move |told| Done::Metadata(asked, told)).boxed());
         }
-        self.jobs_begin()
+        self.send()
     }
 
     fn begin_reads(&mut self) {
@@ -317,16 +329,18 @@ impl Tail {
         self.jobs.push(job.map(move |found| Done::Read(read, found)).boxed());
     }
 
-    /// A request begins when it is first polled: sends all that were pushed.
-    fn jobs_begin(&mut self) -> Result<(), TailError> {
+    /// A request begins when it is first polled: sends all that were pushed. Answers whether something was answered.
+    fn send(&mut self) -> bool {
+        let mut answered = false;
         while let Some(Some(done)) = self.jobs.next().now_or_never() {
-            self.absorb(done)?;
+            self.absorb(done);
+            answered = true;
         }
-        Ok(())
+        answered
     }
 
     /// Waits until a request was answered, or the next one is due.
-    async fn wait(&mut self) -> Result<(), TailError> {
+    async fn wait(&mut self) {
         let mut wake = Instant::now() + self.options.metadata_age_max;
         if self.order.can_poll() {
             wake = wake.min(self.poll_at);
@@ -342,11 +356,10 @@ impl Tail {
             }
         };
         tokio::select! {
-            Some(done) = self.jobs.next(), if !self.jobs.is_empty() => self.absorb(done)?,
+            Some(done) = self.jobs.next(), if !self.jobs.is_empty() => self.absorb(done),
             () = changed => self.metadata_changed(),
             () = tokio::time::sleep_until(wake) => {}
         }
-        Ok(())
     }
 
     fn metadata_changed(&mut self) {
@@ -354,7 +367,7 @@ impl Tail {
         self.metadata_at = self.metadata_at.min(earliest);
     }
 
-    fn absorb(&mut self, done: Done) -> Result<(), TailError> {
+    fn absorb(&mut self, done: Done) {
         let now = Instant::now();
         match done {
             Done::Read(read, Ok(found)) => {
@@ -365,21 +378,22 @@ impl Tail {
                 if in_vain && self.order.may_be_full() {
                     self.metadata_changed();
                 }
-                Ok(())
             }
             Done::Read(read, Err(error)) => {
                 self.order.give_up(read);
                 self.poll_at = now + self.pace.pause(now);
-                Err(error.into())
+                self.failed = Some(error.into());
             }
-            Done::Metadata(asked, told) => {
+            Done::Metadata(asked, Ok((metadata, tags))) => {
                 self.metadata_under_way = false;
-                self.metadata_at = now + METADATA_PAUSE;
-                let (metadata, tags) = told?;
                 self.metadata_at = now + self.options.metadata_age_max;
                 self.order.absorb_metadata(asked, knowledge(&metadata, &tags, &self.client));
                 self.metadata = metadata;
-                Ok(())
+            }
+            Done::Metadata(_, Err(error)) => {
+                self.metadata_under_way = false;
+                self.metadata_at = now + METADATA_PAUSE;
+                self.failed = Some(error);
             }
         }
     }
