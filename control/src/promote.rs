@@ -13,8 +13,6 @@
 //! A promotion that was cut off is taken up where it was. Two states tell of one: an orphan on top, or a primary snapshot
 //! on top of an image that is still read-only (non-primary).
 //!
-//!
-//!
 //! Reference: `src/librbd/mirror/PromoteRequest.cc`, `src/librbd/mirror/snapshot/PromoteRequest.cc`.
 
 use std::collections::BTreeMap;
@@ -24,8 +22,7 @@ use rados::error::ResultExt;
 use rados::{Error, Result, SnapId};
 use rbd::exclusive_lock::Delegated;
 use rbd::header_update::HeaderUpdate;
-use rbd::layout::header_object;
-use rbd::mirroring::{GlobalImageId, MIRRORING_OBJECT, MirrorImageMode};
+use rbd::mirroring::{GlobalImageId, MirrorImageMode};
 use rbd::rollback::{RollbackOptions, rollback};
 use rbd::types::{Features, MirrorSnapshot, MirrorSnapshotState, Snapshot, SnapshotNamespace, Timestamp};
 use rbd::watch_notify::Operation;
@@ -248,7 +245,7 @@ impl Session {
         let mut changes = self.lock().report();
         loop {
             changes.mark_unchanged();
-            if !self.daemon_watches().await? {
+            if self.watchers().await?.daemons == 0 {
                 return Ok(());
             }
             let told = tokio::time::timeout(WATCHERS_INTERVAL, changes.changed());
@@ -256,17 +253,6 @@ impl Session {
                 return Err(Error::new(libc::ENOTCONN, "the image cannot be watched any more"));
             }
         }
-    }
-
-    /// True when a client that watches the header is one that watches the mirroring of the pool.
-    async fn daemon_watches(&self) -> Result<bool> {
-        let ioctx = self.image().header_ioctx();
-        let header = header_object(self.image().id());
-        let watchers = ioctx.list_watchers(&header).await?;
-        let daemons = ioctx.list_watchers(MIRRORING_OBJECT).await.optional()?.unwrap_or_default();
-        let this = ioctx.backend().instance_id();
-        let watches = watchers.iter().filter(|watcher| watcher.client != this);
-        Ok(watches.into_iter().any(|watcher| daemons.iter().any(|daemon| daemon.address == watcher.address)))
     }
 }
 

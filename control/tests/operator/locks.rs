@@ -8,9 +8,10 @@ use journal::event::{Event, EventEntry};
 use journal::image_journal::ImageJournal;
 use journal::types::{IMAGE_CLIENT_ID, LOCAL_MIRROR_UUID, TagData, TagPredecessor};
 use journal::{Journal, TailStart};
-use rados::Extent;
+use rados::{Extent, SnapId};
 use rbd::exclusive_lock::{ExclusiveLock, LockOptions, RequestPolicy};
 use rbd::mirroring::MirrorImageMode;
+use rbd::object_map::ObjectState;
 use rbd::types::Timestamp;
 use rbd::{Image, ImageHeader};
 use tokio::process::Child;
@@ -102,6 +103,12 @@ pub async fn a_demotion_stops_a_writer(world: &World) -> Result<()> {
         ensure!(pool.image_info(IMAGE).await?.role == Role::Orphan, "it is not demoted");
         let spec = format!("{}/{IMAGE}", pool.name());
         let content = world.a.stock.sha256(&spec).await?;
+        if mode == MirrorImageMode::Snapshot {
+            // The writer's librbd marks an object before it writes to it.
+            let head = open(&pool, IMAGE).await?.0.object_map(SnapId::HEAD).load().await?;
+            let written = head.iter().filter(|state| *state == ObjectState::Exists).count();
+            ensure!(written == 0, "{written} objects were written to behind the last snapshot");
+        }
         pool.promote(IMAGE, false).await?;
         ensure!(world.a.stock.sha256(&spec).await? == content, "somebody wrote behind the demotion");
         world.a.scribble(&spec, 9).await?;

@@ -52,8 +52,6 @@ fn main() -> ExitCode {
                 pools::all_at_once,
                 pools::a_namespace,
                 pools::peers_by_hand,
-                pools::statuses,
-                pools::schedules,
                 pools::a_token_is_imported,
                 twins::a_life_in_snapshot_mode,
                 twins::a_life_in_journal_mode,

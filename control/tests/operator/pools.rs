@@ -1,14 +1,13 @@
-//! Whole pools, namespaces, peers, statuses and schedules.
+//! Whole pools, namespaces, peers and tokens.
 
 use anyhow::{Context, Result, ensure};
 use bootstrap::peers::NewPeer;
 use bootstrap::{ImportDirection, PeerAttributes, PeerConnector, Secret, Token};
-use control::{Done, Interval, Level, Options, Pool, Schedules};
+use control::{Done, Options, Pool};
 use rbd::mirroring::{MirrorImageMode, MirrorMode, PeerDirection};
-use serde_json::{Value, json};
-use tests::{DaemonKind, MirrorDaemon, MirrorDaemonOptions};
+use serde_json::Value;
 
-use crate::world::{LIMIT, World, expect_same_refusal};
+use crate::world::{World, expect_same_refusal};
 
 /// Demoting and promoting all at once does with each image what it should.
 pub async fn all_at_once(world: &World) -> Result<()> {
@@ -64,8 +63,6 @@ pub async fn a_namespace(world: &World) -> Result<()> {
     inner.set_mode(MirrorMode::Image, None).await?;
     let spec = format!("{name}/ns/image");
     world.a.image(&spec, &[]).await?;
-    let stock = world.a.stock.rbd(&["mirror", "image", "enable", &spec, "snapshot"]).await;
-    expect_same_refusal(stock, inner.enable("image", MirrorImageMode::Snapshot).await)?;
     world.clusters.connect_peers(&name, tests::two_clusters::Direction::Both).await?;
     inner.enable("image", MirrorImageMode::Snapshot).await?;
     let outer = world.a.pool(&name).await?;
@@ -183,180 +180,6 @@ async fn expect_same_peers(world: &World, twin: &str, of_stock: &str, name: &str
     Ok(())
 }
 
-/// What `rbd mirror … status` tells, we tell, too: with Ceph's daemon running, and without.
-pub async fn statuses(world: &World) -> Result<()> {
-    let name = world.mirrored_pool().await?;
-    for mode in [("snap", MirrorImageMode::Snapshot), ("jour", MirrorImageMode::Journal)] {
-        world.a.image(&format!("{name}/{}", mode.0), &[]).await?;
-        world.a.pool(&name).await?.enable(mode.0, mode.1).await?;
-    }
-    world.a.stock.create_image(&format!("{name}/unmirrored"), 4 << 20, &[]).await?;
-    expect_same_status(world, &name).await.context("without a daemon")?;
-    let mut daemon =
-        MirrorDaemon::spawn(&DaemonKind::Ceph, &world.b.stock, &MirrorDaemonOptions::default()).await?;
-    for image in ["snap", "jour"] {
-        world.b.stock.wait_mirror_state(&format!("{name}/{image}"), "up+replaying", LIMIT).await?;
-    }
-    expect_same_status(world, &name).await.context("with a daemon")?;
-    daemon.stop(LIMIT).await?;
-    expect_same_status(world, &name).await.context("with a daemon that has ended")
-}
-
-async fn expect_same_status(world: &World, name: &str) -> Result<()> {
-    for site in [&world.a, &world.b] {
-        let pool = site.pool(name).await?;
-        tests::wait::until("both to tell the same", LIMIT, || async {
-            let stock = site.stock.rbd_json(&["mirror", "pool", "status", "--verbose", name]).await?;
-            let ours = pool_json(&pool.status(true).await?);
-            Ok((stock == ours).then_some(()).or_else(|| {
-                eprintln!("stock {stock}\nours  {ours}");
-                None
-            }))
-        })
-        .await?;
-        for image in ["snap", "jour"] {
-            let Ok(mut stock) =
-                site.stock.rbd_json(&["mirror", "image", "status", &format!("{name}/{image}")]).await
-            else {
-                ensure!(pool.image_status(image).await.is_err(), "only ours tells of {image}");
-                continue;
-            };
-            let status = pool.image_status(image).await?;
-            let mut ours = image_json(&status);
-            if !status.snapshots.is_empty() {
-                let one = |snapshot: &control::PrimarySnapshot| {
-                    json!({"id": snapshot.id.0, "name": snapshot.name, "demoted": snapshot.demoted,
-                        "mirror_peer_uuids": snapshot.mirror_peer_uuids})
-                };
-                ours["snapshots"] = status.snapshots.iter().map(one).collect();
-            }
-            // Times go by between the two.
-            for value in [&mut stock, &mut ours] {
-                value["description"] = Value::Null;
-                value["last_update"] = Value::Null;
-            }
-            ensure!(stock == ours, "stock {stock}\nours  {ours}");
-        }
-    }
-    Ok(())
-}
-
-/// In the words of `rbd`.
-fn pool_json(status: &control::PoolStatus) -> Value {
-    let states: serde_json::Map<String, Value> =
-        status.states.iter().map(|count| (count.state.to_string(), count.images.into())).collect();
-    let daemon = |daemon: &control::Daemon| {
-        let mut told = json!({"service_id": daemon.service_id, "instance_id": daemon.instance_id,
-            "client_id": daemon.client_id, "hostname": daemon.hostname, "ceph_version": daemon.ceph_version,
-            "leader": daemon.leader, "health": daemon.health.to_string()});
-        if !daemon.callouts.is_empty() {
-            told["callouts"] = json!(daemon.callouts);
-        }
-        told
-    };
-    json!({
-        "summary": {
-            "health": status.health.to_string(),
-            "daemon_health": status.daemon_health.to_string(),
-            "image_health": status.image_health.to_string(),
-            "states": states,
-        },
-        "daemons": status.daemons.iter().map(daemon).collect::<Vec<_>>(),
-        "images": status.images.iter().flatten().map(image_json).collect::<Vec<_>>(),
-    })
-}
-
-fn image_json(status: &control::ImageStatus) -> Value {
-    let info = &status.info;
-    let mut told = json!({"name": info.name, "global_id": info.global_id.as_ref().map(|id| id.0.clone())});
-    if let Some(local) = &status.local {
-        told["state"] = local.label().into();
-        told["description"] = local.description.clone().into();
-        told["last_update"] = time(local.last_update.seconds).into();
-    }
-    if let Some(daemon) = &status.daemon {
-        told["daemon_service"] = json!({"service_id": daemon.service_id, "instance_id": daemon.instance_id,
-            "daemon_id": daemon.client_id, "hostname": daemon.hostname});
-    }
-    if !status.peer_sites.is_empty() {
-        let site = |site: &control::SiteReport| {
-            json!({"site_name": site.site_name.clone().unwrap_or_default(), "mirror_uuids": site.mirror_uuid,
-                "state": site.label(), "description": site.description, "last_update": time(site.last_update.seconds)})
-        };
-        told["peer_sites"] = status.peer_sites.iter().map(site).collect();
-    }
-    told
-}
-
-/// As `rbd` prints a time, where the clock is set to UTC.
-fn time(seconds: u32) -> String {
-    if seconds == 0 {
-        return String::new();
-    }
-    let (days, rest) = (i64::from(seconds / 86_400), seconds % 86_400);
-    // Days since the first of March of the year 0 make leap days come last.
-    let shifted = days + 719_468;
-    let (era, day) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let (day, month_of_year) =
-        (day - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
-    let year = year + era * 400 + i64::from(month_of_year <= 2);
-    let (hours, minutes, seconds) = (rest / 3600, rest / 60 % 60, rest % 60);
-    format!("{year:04}-{month_of_year:02}-{day:02} {hours:02}:{minutes:02}:{seconds:02}")
-}
-
-/// Schedules that one tool makes the other lists.
-pub async fn schedules(world: &World) -> Result<()> {
-    let name = world.mirrored_pool().await?;
-    world.a.image(&format!("{name}/image"), &[]).await?;
-    world.a.pool(&name).await?.enable("image", MirrorImageMode::Snapshot).await?;
-    let schedules = Schedules::new(&world.a.cluster);
-    let stock = async |words: &[&str]| {
-        world.a.stock.rbd(&[&["mirror", "snapshot", "schedule"], words].concat()).await
-    };
-    let every =
-        |interval: &str, start: &str| Interval { interval: interval.into(), start_time: start.into() };
-    let (pool, image) = (Level::pool(&name), Level::image(&name, "", "image"));
-    schedules.add(&image, &every("30m", "")).await?;
-    schedules.add(&image, &every("1d", "14:00:00-05:00")).await?;
-    stock(&["add", "--pool", &name, "2h"]).await?;
-    let listed = stock(&["list", "--pool", &name, "--recursive", "--format", "json"]).await?;
-    let listed: Value = serde_json::from_str(&listed)?;
-    let ours = schedules.list(&pool).await?;
-    ensure!(ours.len() == 2 && listed.as_array().is_some_and(|list| list.len() == 2), "{listed} {ours:?}");
-    for (told, ours) in listed.as_array().into_iter().flatten().zip(&ours) {
-        let [pool, namespace, image] = ours.place().context("a place")?;
-        ensure!(
-            told["pool"] == pool && told["namespace"] == namespace && told["image"] == image,
-            "{told} {ours:?}"
-        );
-        ensure!(told["items"] == serde_json::to_value(&ours.items)?, "{told} {ours:?}");
-    }
-    ensure!(
-        schedules.get(&image).await?.is_some_and(|schedule| schedule.items.len() == 2),
-        "the image's own"
-    );
-    tests::wait::until("the image to be scheduled", LIMIT, || async {
-        let status = schedules.status(&pool).await?;
-        let told = stock(&["status", "--pool", &name, "--format", "json"]).await?;
-        let told: Value = serde_json::from_str(&told)?;
-        Ok((told == serde_json::to_value(&status)? && status.len() == 1).then_some(()))
-    })
-    .await?;
-    let wrong = stock(&["add", "--pool", &name, "5parsecs"]).await;
-    expect_same_refusal(wrong, schedules.add(&pool, &every("5parsecs", "")).await)?;
-    schedules.remove(&image, Some(&every("30m", ""))).await?;
-    schedules.remove(&image, None).await?;
-    stock(&["remove", "--pool", &name]).await?;
-    ensure!(
-        schedules.list(&pool).await?.is_empty() && schedules.get(&pool).await?.is_none(),
-        "what was removed"
-    );
-    Ok(())
-}
-
 /// The whole of `rbd mirror pool peer bootstrap import`, from a token of ours.
 pub async fn a_token_is_imported(world: &World) -> Result<()> {
     let name = world.new_pool().await?;
@@ -375,11 +198,5 @@ pub async fn a_token_is_imported(world: &World) -> Result<()> {
         let peers = pool.info(true).await?.peers;
         ensure!(peers.len() == 1 && Some(&peers[0].uuid) == uuid.as_ref(), "{peers:?}");
     }
-    world.a.image(&format!("{name}/image"), &[]).await?;
-    a.enable("image", MirrorImageMode::Snapshot).await?;
-    let mut daemon =
-        MirrorDaemon::spawn(&DaemonKind::Ceph, &world.b.stock, &MirrorDaemonOptions::default()).await?;
-    world.b.stock.wait_mirror_state(&format!("{name}/image"), "up+replaying", LIMIT).await?;
-    daemon.stop(LIMIT).await?;
     Ok(())
 }
