@@ -28,11 +28,11 @@ struct Writer {
 
 impl Writer {
     async fn start(world: &World, pool: &Pool, name: &str) -> Result<Writer> {
-        let spec = format!("{}/{name}", pool.name());
-        let args =
-            ["bench", "--io-type", "write", "--io-size", "4K", "--io-threads", "4", "--io-total", "100G"];
-        let tool = world.a.stock.tool("rbd").args(args).args(["--io-pattern", "rand", &spec]);
-        let child = tool.start()?;
+        let args = ["--name=vm", "--ioengine=rbd", "--clientname=admin", "--rw=randwrite", "--bs=4k"];
+        let pace = ["--iodepth=8", "--rate_iops=1000", "--size=100%", "--time_based", "--runtime=600"];
+        let image = [format!("--pool={}", pool.name()), format!("--rbdname={name}")];
+        let tool = tests::Tool::new("fio").env("CEPH_CONF", world.a.stock.conf_path());
+        let child = tool.args(args).args(pace).args(image).start()?;
         let writer = Writer { child };
         tests::wait::until("the writer to have the lock", LIMIT, || async {
             Ok(owner(pool, name).await?.filter(|count| *count == 1).map(drop))
