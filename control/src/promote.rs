@@ -148,10 +148,12 @@ impl Session {
         force: bool,
     ) -> Result<Promotion> {
         let mut decided = self.plan_promotion(force).await?;
+        let mut foreseen = None;
         if let Plan::Promote { forced: Some(forced), .. } = decided {
-            decided = self.take_from_daemons(global_id, forced).await?;
+            (decided, foreseen) = self.take_from_daemons(global_id, forced).await?;
         }
-        let promotion = foresee(self.header(), &decided);
+        let mut promotion = foresee(self.header(), &decided);
+        promotion.continues_from = promotion.continues_from.or(foreseen);
         match decided {
             Plan::Finish(_) => self.finish_promotion().await?,
             Plan::Promote { forced, .. } => {
@@ -187,12 +189,19 @@ impl Session {
         self.refresh().await
     }
 
-    /// Ends the copying of the image, and locks it. Answers with what is to be done then: a delta that was completed
-    /// meanwhile is whole.
-    async fn take_from_daemons(&mut self, global_id: &GlobalImageId, forced: Forced) -> Result<Plan> {
+    /// Ends the copying of the image, and locks it. Answers with what is to be done then (a delta that was completed
+    /// meanwhile is whole), and with the copy that was seen beside the orphan: Ceph's daemon takes the orphan for a newer
+    /// one, and may remove that copy before it looks closer.
+    async fn take_from_daemons(
+        &mut self,
+        global_id: &GlobalImageId,
+        forced: Forced,
+    ) -> Result<(Plan, Option<ContinuesFrom>)> {
         if !forced.resumed {
             self.create_orphan(global_id).await?;
         }
+        let seen = self.plan_promotion(true).await.ok();
+        let seen = seen.and_then(|seen| foresee(self.header(), &seen).continues_from);
         self.wait_for_daemons().await?;
         self.acquire().await?;
         self.refresh().await?;
@@ -202,7 +211,10 @@ impl Session {
         }
         match self.plan_promotion(true).await? {
             Plan::Promote { forced: Some(now), base } => {
-                Ok(Plan::Promote { forced: Some(Forced { resumed: forced.resumed, ..now }), base })
+                let decided = Plan::Promote { forced: Some(Forced { resumed: forced.resumed, ..now }), base };
+                // One that stays out of sight, and is not to be rolled back to, is what the head holds.
+                let gone = base.is_none() && now.roll_back.is_none();
+                Ok((decided, seen.filter(|_| gone)))
             }
             _ => Err(Error::new(libc::EAGAIN, "somebody else changed its role meanwhile")),
         }

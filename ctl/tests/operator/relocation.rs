@@ -1,12 +1,14 @@
 //! Failover and failback: under a running writer, killed at many instants, with the other site lost, and refused.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tests::image::RandomWrites;
 use tests::{Cluster, DaemonKind, Extents, LibrbdImage, MirrorDaemon, compare};
+use tokio::process::Child;
 
 use crate::world::{LIMIT, MIB, World, Writer, our_daemon, ours, run_ours, until};
 
@@ -74,7 +76,7 @@ async fn is_primary(cluster: &Cluster, image: &str) -> Result<bool> {
     info["mirroring"]["primary"].as_bool().context("the image is mirrored")
 }
 
-fn read_report(path: &std::path::Path) -> Result<Value> {
+fn read_report(path: &Path) -> Result<Value> {
     Ok(serde_json::from_str(&std::fs::read_to_string(path)?)?)
 }
 
@@ -157,37 +159,48 @@ pub async fn a_writer_with_cephs_daemon(world: &World) -> Result<()> {
     stage.strike().await
 }
 
-/// Killed at many instants and run again, over and back: it goes on where it was, and nothing is lost.
+/// Killed behind every stage and run again, over and back: it goes on where it was, and nothing is lost. (What is left of
+/// single actions that are cut off is what control's scenarios of crashes are about.)
 pub async fn killed_half_way(world: &World) -> Result<()> {
     let stage = Stage::set(world, &[SNAPSHOT, JOURNAL], &our_daemon()).await?;
     let sites = [world.a(), world.b()];
     let folder = tempfile::tempdir()?;
-    let mut stages_seen: BTreeSet<usize> = BTreeSet::new();
-    for turn in 0..3_usize {
+    let mut kills = Vec::new();
+    for (turn, command) in (0_usize..).zip(["failover", "failback"]) {
         let (from, to) = (sites[turn % 2], sites[(turn + 1) % 2]);
         stage.scribble(from, 1000 * turn as u64).await?;
-        let report = folder.path().join(format!("report-{turn}.json"));
-        let command = if turn % 2 == 0 { "failover" } else { "failback" };
-        let report_option = format!("--report={}", report.display());
-        for attempt in 0_u64.. {
-            // Later and later, so that every stage gets its turn to be cut off.
-            let killed_after = Duration::from_millis(150 + 37 * turn as u64 + 250 * attempt);
+        for step in ["looked", "caught up", "demoted", "promoted"] {
+            let report = folder.path().join(format!("{command}-{step}.json"));
+            let report_option = format!("--report={}", report.display());
             let mut child = ours(to, &[command, &stage.pool, &report_option]).spawn()?;
-            let ended = tokio::time::timeout(killed_after, child.wait()).await;
-            if let Ok(status) = ended {
-                ensure!(status?.success(), "turn {turn}, attempt {attempt}: it failed");
-                break;
+            if killed_behind(&mut child, &report, step).await? {
+                kills.push(step);
             }
-            child.kill().await?;
-            stages_seen.extend(
-                read_report(&report).ok().and_then(|r| Some(r["details"]["steps"].as_array()?.len())),
-            );
-            ensure!(attempt < 60, "turn {turn}: it never ends");
         }
-        stage.expect_relocated(to, from).await.with_context(|| format!("turn {turn}"))?;
+        run_ours(to, &[command, &stage.pool]).await?.ok().with_context(|| format!("the last {command}"))?;
+        stage.expect_relocated(to, from).await.context(command)?;
     }
-    ensure!(stages_seen.len() >= 2, "it was always cut off at the same stage: {stages_seen:?}");
+    let seen: BTreeSet<_> = kills.iter().collect();
+    ensure!(seen.len() == 4, "it was killed behind {kills:?} alone");
     stage.strike().await
+}
+
+/// Kills a relocation as soon as its report tells of a step; false when it came to its end before.
+async fn killed_behind(child: &mut Child, report: &Path, step: &str) -> Result<bool> {
+    let began = Instant::now();
+    loop {
+        let steps = read_report(report).ok().and_then(|told| Some(told["details"]["steps"].as_array()?.clone()));
+        if steps.unwrap_or_default().iter().any(|told| told["step"] == step) {
+            child.kill().await?;
+            return Ok(true);
+        }
+        if let Some(status) = child.try_wait()? {
+            ensure!(status.success(), "it failed before it {step}");
+            return Ok(false);
+        }
+        ensure!(began.elapsed() < LIMIT, "it never {step}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// The other site is frozen: a planned failover gives up in time and changes nothing; an emergency brings up what had
