@@ -57,6 +57,7 @@ fn main() -> ExitCode {
                 relocation::a_writer_with_cephs_daemon,
                 relocation::killed_half_way,
                 relocation::the_other_site_is_lost,
+                relocation::the_other_site_of_cephs_daemon_is_lost,
                 relocation::what_cannot_be_relocated,
             ]
         );
