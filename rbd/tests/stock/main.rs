@@ -73,6 +73,7 @@ fn main() -> ExitCode {
                 crashes::removing,
                 crashes::trashing,
                 rollback::rollbacks_leave_the_same,
+                rollback::later_writes_are_undone,
                 rollback::a_clone_sees_its_parent_again,
                 rollback::removing_many_leaves_the_same,
                 removal::nothing_is_left,

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use rados::SnapId;
 use rbd::exclusive_lock::{ExclusiveLock, LockOptions};
-use rbd::rollback::{RollbackOptions, rollback};
+use rbd::rollback::{RollbackOptions, rollback, undo_later_writes};
 use rbd::{Image, ObjectMap, snapshots};
 
 use crate::world::{POOL, World};
@@ -48,7 +48,9 @@ pub async fn rollbacks_leave_the_same(world: &World) -> Result<()> {
             write(world, name, 3 << 20, 9 << 20, 1).await?;
             world.stock.snap_create(&format!("{}@before", spec(name))).await?;
             write(world, name, 9 << 20, 1 << 20, 2).await?;
-            world.stock.resize(&spec(name), size).await?;
+            if size != SIZE {
+                world.stock.resize(&spec(name), size).await?;
+            }
             write(world, name, 0, 1 << 20, 3).await?;
             write(world, name, size - (1 << 20), 1 << 20, 4).await?;
             world.stock.discard(&spec(name), 4 << 20, 4 << 20).await?;
@@ -70,6 +72,46 @@ pub async fn rollbacks_leave_the_same(world: &World) -> Result<()> {
             "size {size}: the maps differ"
         );
         world.stock.rbd(&["object-map", "check", &spec(&names[1])]).await?;
+    }
+    Ok(())
+}
+
+/// What was written, removed and brought into being behind the newest snapshot is undone, and nothing else is touched.
+pub async fn later_writes_are_undone(world: &World) -> Result<()> {
+    for (name, features, touched) in
+        [("late-maps", "layering,exclusive-lock,object-map,fast-diff", 3), ("late-bare", "layering", 10)]
+    {
+        world.stock.create_image(&spec(name), SIZE, &["--image-feature", features]).await?;
+        write(world, name, 3 << 20, 9 << 20, 1).await?;
+        let (image, header) = Image::open_by_name(&world.pool, name).await?;
+        world.stock.snap_create(&format!("{}@base", spec(name))).await?;
+        let before = world.stock.read(&spec(name)).await?;
+        let lock = ExclusiveLock::open(&world.pool, image.id(), LockOptions::default()).await?;
+        let undo = async || {
+            if header.features.has(rbd::Features::EXCLUSIVE_LOCK) {
+                lock.acquire().await?;
+            }
+            let header = image.read_header().await?;
+            let snap = header.user_snapshot("base").context("a snapshot")?.id;
+            let undone = undo_later_writes(&image, &header, snap, 4).await?;
+            lock.release().await?;
+            Ok::<_, anyhow::Error>(undone)
+        };
+        let map = async || image.object_map(SnapId::HEAD).load().await.ok();
+        let clean = map().await;
+        write(world, name, 1 << 20, 4096, 2).await?;
+        write(world, name, 30 << 20, 4096, 3).await?;
+        world.stock.discard(&spec(name), 8 << 20, 4 << 20).await?;
+        ensure!(
+            world.stock.read(&spec(name)).await? != before && map().await.is_none_or(|m| Some(m) != clean)
+        );
+        ensure!(undo().await? == touched, "{name}: others were rolled back");
+        ensure!(world.stock.read(&spec(name)).await? == before, "{name}: it is not what it was");
+        ensure!(map().await == clean, "{name}: the map is not what it was");
+        if clean.is_some() {
+            ensure!(undo().await? == 0, "there was nothing left to undo");
+        }
+        lock.close().await?;
     }
     Ok(())
 }
