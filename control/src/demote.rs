@@ -1,4 +1,4 @@
-//! Making an image primary no more, in snapshot mode: lock, read-only, last primary snapshot (demoted), prune.
+//! Making an image primary no more. In snapshot mode: lock, read-only, last primary snapshot (demoted), prune.
 //!
 //! The image is read-only from before the snapshot is made, so that the snapshot holds the last that was written. A
 //! demotion that was cut off behind the record of that snapshot is finished when it is asked for again.
@@ -42,6 +42,7 @@ impl Session {
         let (info, global_id) = self.enabled_info().await?;
         match info.mode {
             Some(MirrorImageMode::Snapshot) => self.demote_by_snapshot(&info, &global_id).await,
+            Some(MirrorImageMode::Journal) => self.demote_by_journal(&info).await,
             _ => Err(Error::new(libc::EOPNOTSUPP, "its mirroring mode is not known")),
         }
     }
@@ -50,7 +51,11 @@ impl Session {
     pub(crate) async fn demote_if_primary(&mut self) -> Result<Done> {
         let mirror = self.pool.mirroring().image(self.image().id()).await?;
         let info = self.info(mirror).await?;
-        if !info.is_enabled() || (!info.is_primary() && unfinished_demotion(self.header()).is_none()) {
+        let unfinished = match info.mode {
+            Some(MirrorImageMode::Journal) => self.is_demotion_unfinished().await?,
+            _ => unfinished_demotion(self.header()).is_some(),
+        };
+        if !info.is_enabled() || (!info.is_primary() && !unfinished) {
             return Ok(Done::PassedOver);
         }
         self.demote().await.map(|()| Done::Changed)

@@ -1,8 +1,10 @@
 //! Ceasing to mirror an image.
 //!
 //! ```text
-//! entry: disabling ─ promote (a copy, with force) ─ mirror-snapshots go ─ entry goes
+//! entry: disabling ─ promote (a copy, with force) ─ mirror-snapshots, or mirrors and journal, go ─ entry goes
 //! ```
+//!
+//! (librbd removes the journal behind the entry, and leaves it when it is cut off in between.)
 //!
 //! All that could forbid it is looked at before anything is changed, and when it fails nevertheless the entry becomes
 //! enabled again. Mirror-snapshots go oldest first, so that the newest tells to the end that the image is primary: what
@@ -17,11 +19,11 @@ use rbd::exclusive_lock::Delegated;
 use rbd::header_update::HeaderUpdate;
 use rbd::image_state::resync_key;
 use rbd::mirroring::{GlobalImageId, MirrorImageMode, MirrorImageState, Mirroring};
-use rbd::types::ParentSpec;
+use rbd::types::{Features, ParentSpec};
 use rbd::watch_notify::Operation;
 
 use crate::pool::Pool;
-use crate::primary::mirror_snapshots;
+use crate::primary::{half_removed, mirror_snapshots};
 use crate::report::{ImageInfo, Role};
 use crate::session::Session;
 
@@ -65,6 +67,7 @@ impl Session {
     async fn dismantle(&mut self, info: &ImageInfo, global_id: &GlobalImageId, is_copy: bool) -> Result<()> {
         match info.mode {
             Some(MirrorImageMode::Snapshot) => self.dismantle_snapshots(global_id, is_copy).await?,
+            Some(MirrorImageMode::Journal) => self.dismantle_journal(info).await?,
             _ => return Err(Error::new(libc::EOPNOTSUPP, "its mirroring mode is not known")),
         }
         let (mirroring, image) = (self.pool.mirroring(), self.image().id());
@@ -77,10 +80,12 @@ impl Session {
 
     async fn dismantle_snapshots(&mut self, global_id: &GlobalImageId, is_copy: bool) -> Result<()> {
         self.forget_resync().await?;
-        if is_copy {
+        // One that is primary and still read-only was being promoted when it was cut off.
+        if is_copy || self.header().features.has(Features::NON_PRIMARY) {
             self.promote_by_snapshot(global_id, true).await.context("cannot promote the copy first")?;
         }
-        let mirrors: Vec<SnapId> = mirror_snapshots(self.header()).into_keys().collect();
+        let mut mirrors: Vec<SnapId> = mirror_snapshots(self.header()).into_keys().collect();
+        mirrors.extend(half_removed(self.header()));
         self.remove_snapshots(&mirrors).await
     }
 

@@ -1,6 +1,7 @@
 //! Beginning to mirror an image.
 //!
-//! In snapshot mode: a first mirror-snapshot, then the image's entry in the pool's mirroring, which the daemons are told
+//! In journal mode: the journaling feature, then the image's entry in the pool's mirroring, which the daemons are told
+//! of. In snapshot mode: a first mirror-snapshot, then the image's entry in the pool's mirroring, which the daemons are told
 //! of. A first snapshot without an entry is left over from an attempt that was cut off; it is replaced.
 //!
 //! Reference: `Mirror<I>::image_enable` in `src/librbd/api/Mirror.cc`, `src/librbd/mirror/EnableRequest.cc`.
@@ -70,7 +71,10 @@ impl Session {
         let global_id = GlobalImageId(uuid::Uuid::new_v4().to_string());
         match mode {
             MirrorImageMode::Snapshot => self.begin_snapshots(&global_id).await?,
-            _ => return Err(Error::new(libc::EOPNOTSUPP, format!("mirroring mode {mode} is not known"))),
+            MirrorImageMode::Journal => self.begin_journal().await?,
+            MirrorImageMode::Unknown(_) => {
+                return Err(Error::new(libc::EOPNOTSUPP, format!("mirroring mode {mode} is not known")));
+            }
         }
         let mirror = MirrorImage { mode, global_id, state: MirrorImageState::Enabled };
         self.set_mirror_image(&mirror).await

@@ -19,8 +19,9 @@
 //!
 //! Reference: `src/librbd/mirror/GetInfoRequest.cc`, `src/librbd/Journal.cc` (`get_tag_owner`).
 
-use journal::metadata::Journal;
-use journal::types::{ClientData, IMAGE_CLIENT_ID, LOCAL_MIRROR_UUID, ORPHAN_MIRROR_UUID};
+use journal::Journal;
+use journal::bootstrap::Owner;
+use journal::image_journal::ImageJournal;
 use rados::error::ResultExt;
 use rados::{Error, IoCtx, Result};
 use rbd::mirroring::{MirrorImage, MirrorImageMode, MirrorImageState};
@@ -103,19 +104,9 @@ pub(crate) fn snapshot_role(header: &ImageHeader) -> (Role, String) {
 /// journal.
 pub(crate) async fn journal_role(ioctx: &IoCtx, id: &ImageId) -> Result<(Role, String)> {
     let journal = Journal::open(ioctx, id).await?;
-    let no_client = || Error::new(libc::ENOENT, format!("{journal} has no client of the image itself"));
-    let client = journal.client(IMAGE_CLIENT_ID).await?.ok_or_else(no_client)?;
-    let ClientData::Image { tag_class, .. } = client.client_data().map_err(Error::from)? else {
-        return Err(Error::new(libc::EINVAL, format!("the image's own client of {journal} is another's")));
-    };
-    let tags = journal.tags(IMAGE_CLIENT_ID, Some(tag_class), None).await?;
-    let owner = match tags.last() {
-        Some(tag) => tag.tag_data().map_err(Error::from)?.mirror_uuid,
-        None => LOCAL_MIRROR_UUID.to_string(),
-    };
-    Ok(match owner.as_str() {
-        LOCAL_MIRROR_UUID => (Role::Primary, String::new()),
-        ORPHAN_MIRROR_UUID => (Role::Orphan, String::new()),
-        _ => (Role::NonPrimary, owner),
+    Ok(match ImageJournal::read(&journal).await?.owner() {
+        Owner::Primary => (Role::Primary, String::new()),
+        Owner::Orphan => (Role::Orphan, String::new()),
+        Owner::CopyOf(mirror_uuid) => (Role::NonPrimary, mirror_uuid),
     })
 }

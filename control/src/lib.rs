@@ -9,6 +9,7 @@
 //! | [`pool`] | the handle, and what an operator sets |
 //! | [`report`] | what is answered |
 //! | [`schedule`] | schedules of mirror-snapshots |
+//! | [`verify`] | proving that a copy equals its primary |
 //!
 //! Reference: `src/librbd/api/Mirror.cc`, `src/librbd/mirror/`, `src/tools/rbd/action/Mirror*.cc`.
 #![forbid(unsafe_code)]
@@ -20,7 +21,9 @@ mod demote;
 mod disable;
 mod enable;
 mod info;
+mod journaled;
 mod mode;
+mod own_journal;
 mod peers;
 pub mod pool;
 mod primary;
@@ -30,6 +33,7 @@ pub mod report;
 pub mod schedule;
 mod session;
 mod status;
+pub mod verify;
 mod wishes;
 
 pub use bulk::{Done, PoolOutcome, Progress};

@@ -19,7 +19,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rados::error::ResultExt;
-use rados::{Error, Result, SnapId};
+use rados::{Error, ErrorClass, Result, SnapId};
+use rbd::encodings::namespace_type;
 use rbd::exclusive_lock::Delegated;
 use rbd::header_update::HeaderUpdate;
 use rbd::image_state::{ImageState, SnapState, write_image_state};
@@ -37,6 +38,8 @@ use crate::session::Session;
 
 /// How often an id is taken anew because somebody else's newer one came first.
 const ATTEMPTS_MAX: u32 = 8;
+/// How often it is tried to let go of old mirror-snapshots.
+const PRUNING_ATTEMPTS_MAX: u32 = 3;
 /// Default of `rbd_mirroring_max_mirroring_snapshots`.
 const SNAPSHOTS_MAX: u64 = 5;
 /// Metadata of librbd's own begins so, and is not part of an image's state.
@@ -117,11 +120,22 @@ impl Session {
         let made = self.header().snapshots.values().find(|snapshot| snapshot.name == name);
         let gone = || Error::new(libc::ENOENT, format!("{what}: it was removed at once"));
         let id = made.map(|snapshot| snapshot.id).ok_or_else(gone)?;
-        // That there are too many is no reason to fail.
-        if let Err(error) = self.prune(&peers).await {
-            tracing::warn!(image = %self.image().id(), "cannot let go of old mirror-snapshots: {error}");
-        }
+        self.try_to_prune(&peers).await;
         Ok(id)
+    }
+
+    /// That there are too many is no reason to fail, but one to try again.
+    async fn try_to_prune(&mut self, peers: &BTreeSet<String>) {
+        for attempt in 1..=PRUNING_ATTEMPTS_MAX {
+            let Err(error) = self.prune(peers).await else { return };
+            if error.class() != ErrorClass::Transient || attempt == PRUNING_ATTEMPTS_MAX {
+                tracing::warn!(image = %self.image().id(), "cannot let go of old mirror-snapshots: {error}");
+                return;
+            }
+            if let Err(error) = self.refresh().await {
+                tracing::debug!(image = %self.image().id(), "{error}");
+            }
+        }
     }
 
     async fn create_quiesced(
@@ -190,6 +204,13 @@ impl Session {
     /// Does what is left to be done of a primary mirror-snapshot that was cut off. Nobody may have written to the image
     /// since: it has been read-only (non-primary) from before the snapshot was made, and the lock is ours.
     pub(crate) async fn finish_primary_snapshot(&mut self, id: SnapId) -> Result<()> {
+        self.finish_object_maps(id).await?;
+        self.store_image_state(id).await?;
+        self.refresh().await
+    }
+
+    /// Gives a snapshot whose making was cut off its object map. Nobody may have written to the image since.
+    pub(crate) async fn finish_object_maps(&mut self, id: SnapId) -> Result<()> {
         let Some(snapshot) = self.header().snapshots.get(&id) else { return Ok(()) };
         let new = NewSnapshot {
             name: snapshot.name.clone(),
@@ -203,15 +224,16 @@ impl Session {
             self.image().object_map(SnapId::HEAD).snap_add().await.optional()?;
         }
         self.changed();
-        self.store_image_state(id).await?;
-        self.refresh().await
+        Ok(())
     }
 
     /// Lets go of mirror-snapshots that nobody needs any more. `peers`: those that pull from here.
     pub(crate) async fn prune(&mut self, peers: &BTreeSet<String>) -> Result<()> {
         let option = "rbd_mirroring_max_mirroring_snapshots";
         let max = self.pool.image_number(self.header(), option, SNAPSHOTS_MAX).await?.max(3);
-        self.carry_out(plan_pruning(&mirror_snapshots(self.header()), peers, max as usize)).await
+        let mut pruning = plan_pruning(&mirror_snapshots(self.header()), peers, max as usize);
+        pruning.remove.extend(half_removed(self.header()));
+        self.carry_out(pruning).await
     }
 
     pub(crate) async fn carry_out(&mut self, pruning: Pruning) -> Result<()> {
@@ -281,6 +303,17 @@ fn image_state(header: &ImageHeader, name: String) -> ImageState {
         snapshots: user.map(|snapshot| (snapshot.id, state(snapshot))).collect(),
         metadata: metadata.map(|(key, value)| (key.clone(), value.clone())).collect(),
     }
+}
+
+/// Mirror-snapshots whose removal was cut off, and that have no clones.
+pub(crate) fn half_removed(header: &ImageHeader) -> Vec<SnapId> {
+    let was_mirror = |snapshot: &&Snapshot| match &snapshot.namespace {
+        SnapshotNamespace::Trash { original_namespace_type, .. } => {
+            *original_namespace_type == namespace_type::MIRROR && snapshot.child_count == 0
+        }
+        _ => false,
+    };
+    header.snapshots.values().filter(was_mirror).map(|snapshot| snapshot.id).collect()
 }
 
 pub(crate) fn mirror_snapshots(header: &ImageHeader) -> BTreeMap<SnapId, MirrorSnapshot> {

@@ -35,10 +35,12 @@ use snapshot::begin::read_marker;
 
 use crate::bulk::Done;
 use crate::config::Quiesce;
+use crate::info::newest_mirror_snapshot;
+use crate::journaled::refuse_promotion;
 use crate::pool::Pool;
 use crate::primary::Purpose;
-use crate::promotion_plan::{ALREADY_PRIMARY, Forced, PRIMARY_ELSEWHERE, Plan, plan};
-use crate::report::{Role, seconds, snap};
+use crate::promotion_plan::{Forced, Plan, plan};
+use crate::report::{seconds, snap};
 use crate::session::Session;
 
 /// Pause before it is looked again who watches, when nobody told of a change.
@@ -89,22 +91,13 @@ impl Pool {
         let info = self.image_info(image).await.context(what())?;
         self.require_enabled(&info)?;
         if info.mode != Some(MirrorImageMode::Snapshot) {
-            return refuse_journal(&info, force)
+            return refuse_promotion(&info, force)
                 .map(|()| Promotion { continues_from: None, rolls_back: false })
                 .context(what());
         }
         let (image, header) = Image::open(self.ioctx(), &info.id).await.context(what())?;
         let marker = read_marker(&image).await.context(what())?;
         Ok(foresee(&header, &plan(&header, marker, force).context(what())?))
-    }
-}
-
-/// Fails when an image in journal mode may not be promoted.
-pub(crate) fn refuse_journal(info: &crate::report::ImageInfo, force: bool) -> Result<()> {
-    match info.role {
-        Role::Primary => Err(Error::new(libc::EINVAL, ALREADY_PRIMARY)),
-        Role::NonPrimary if !force => Err(Error::new(libc::EBUSY, PRIMARY_ELSEWHERE)),
-        _ => Ok(()),
     }
 }
 
@@ -131,6 +124,10 @@ impl Session {
         let (info, global_id) = self.enabled_info().await?;
         match info.mode {
             Some(MirrorImageMode::Snapshot) => self.promote_by_snapshot(&global_id, force).await,
+            Some(MirrorImageMode::Journal) => {
+                self.promote_by_journal(&info, force).await?;
+                Ok(Promotion { continues_from: None, rolls_back: false })
+            }
             _ => Err(Error::new(libc::EOPNOTSUPP, "its mirroring mode is not known")),
         }
     }
@@ -139,7 +136,8 @@ impl Session {
     pub(crate) async fn promote_unless_primary(&mut self, force: bool) -> Result<Done> {
         let mirror = self.pool.mirroring().image(self.image().id()).await?;
         let info = self.info(mirror).await?;
-        let unfinished = self.header().features.has(Features::NON_PRIMARY);
+        let unfinished =
+            info.mode == Some(MirrorImageMode::Snapshot) && self.header().features.has(Features::NON_PRIMARY);
         if !info.is_enabled() || (info.is_primary() && !unfinished) {
             return Ok(Done::PassedOver);
         }
@@ -201,6 +199,10 @@ impl Session {
         self.wait_for_daemons().await?;
         self.acquire().await?;
         self.refresh().await?;
+        let newest = newest_mirror_snapshot(self.header()).map(|orphan| orphan.id);
+        if let Some(orphan) = newest.filter(|_| forced.resumed) {
+            self.finish_object_maps(orphan).await?;
+        }
         match self.plan_promotion(true).await? {
             Plan::Promote { forced: Some(now), base } => {
                 Ok(Plan::Promote { forced: Some(Forced { resumed: forced.resumed, ..now }), base })

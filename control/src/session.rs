@@ -33,6 +33,8 @@ pub(crate) struct Session {
     lock: ExclusiveLock,
     /// It was changed in a way that nobody was told of yet.
     untold: bool,
+    /// Its journal is left alone when the lock is taken.
+    journal_ignored: bool,
 }
 
 impl Session {
@@ -60,7 +62,13 @@ impl Session {
             }
         };
         let image = Image::of(pool.ioctx(), name, &header);
-        Ok(Session { pool: pool.clone(), open: OpenImage { image, header }, lock, untold: false })
+        Ok(Session {
+            pool: pool.clone(),
+            open: OpenImage { image, header },
+            lock,
+            untold: false,
+            journal_ignored: false,
+        })
     }
 
     pub(crate) fn image(&self) -> &Image {
@@ -91,7 +99,11 @@ impl Session {
         let role = match mirror.as_ref().map(|mirror| mirror.mode) {
             None => none,
             Some(Snapshot) => snapshot_role(self.header()),
-            Some(Journal) => journal_role(image.header_ioctx(), image.id()).await?,
+            // Without a journal nobody else can be primary.
+            Some(Journal) => journal_role(image.header_ioctx(), image.id())
+                .await
+                .optional()?
+                .unwrap_or((Role::Unknown, String::new())),
             Some(mode @ Unknown(_)) => {
                 let what = format!("image '{}' is mirrored in mode {mode}, which is not known", self.spec());
                 return Err(Error::new(libc::EOPNOTSUPP, what));
@@ -121,7 +133,27 @@ impl Session {
             return Ok(());
         }
         self.lock.acquire().await.context(format!("cannot lock image '{}'", self.spec()))?;
-        self.refresh().await
+        self.locked().await
+    }
+
+    /// As [`Session::acquire`], for what is done to the journal itself.
+    pub(crate) async fn acquire_without_journal(&mut self) -> Result<()> {
+        self.ignore_journal();
+        self.acquire().await
+    }
+
+    /// Leaves the journal alone from now on: it may be broken, or go.
+    pub(crate) fn ignore_journal(&mut self) {
+        self.journal_ignored = true;
+    }
+
+    /// The lock is ours now: looks at what may have changed before.
+    async fn locked(&mut self) -> Result<()> {
+        self.refresh().await?;
+        if !self.journal_ignored && self.header().features.has(Features::JOURNALING) {
+            self.open_own_journal().await?;
+        }
+        Ok(())
     }
 
     /// Has `operation` done by the owner of the lock, or answers that it is to be done here: the lock is ours then, or
@@ -136,7 +168,10 @@ impl Session {
             true => Error::new(libc::EROFS, e.to_string()),
             false => e,
         })?;
-        self.refresh().await?;
+        match delegated {
+            Delegated::LockedByUs => self.locked().await?,
+            Delegated::DoneByOwner => self.refresh().await?,
+        }
         Ok(delegated)
     }
 

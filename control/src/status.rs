@@ -57,7 +57,8 @@ impl Pool {
     pub async fn status(&self, images: bool) -> Result<PoolStatus> {
         self.require_mirroring().await?;
         let peers = self.pool_mirroring().peers().await?;
-        let states = self.mirroring().status_summary(&peers).await?;
+        // Counted as stock `rbd` does: a namespace has no peers of its own, so only statuses written here count there.
+        let states = self.mirroring().status_summary(&self.mirroring().peers().await?).await?;
         let daemons = Daemons::read(self.cluster(), self.id()).await?;
         let image_health = states.keys().map(|state| image_health(*state)).max().unwrap_or(Health::Ok);
         let images = match images {

@@ -2,6 +2,8 @@
 //!
 //! Reference: `Mirror<I>::image_snapshot_create` and `image_resync` in `src/librbd/api/Mirror.cc`.
 
+use journal::Journal;
+use journal::image_journal::ImageJournal;
 use rados::error::ResultExt;
 use rados::{Error, Result, SnapId};
 use rbd::image_state::set_resync_requested;
@@ -37,6 +39,11 @@ impl Pool {
                     return refuse(libc::ENOENT, format!("{self} has no mirror uuid"));
                 };
                 set_resync_requested(self.ioctx(), &info.id, &mirror_uuid, true).await.context(what())
+            }
+            Some(MirrorImageMode::Journal) => {
+                let journal = Journal::open(self.ioctx(), &info.id).await.context(what())?;
+                let mut own = ImageJournal::read(&journal).await.context(what())?;
+                own.set_resync(true).await.context(what())
             }
             _ => refuse(libc::EINVAL, "its mirroring mode is not known".into()),
         }

@@ -27,8 +27,8 @@ use crate::image_journal::ImageJournal;
 use crate::metadata::{Journal, JournalLayout};
 use crate::tail::{TailError, TailStart, walk};
 use crate::types::{
-    ClientData, EntryPosition, EntryTid, IMAGE_CLIENT_ID, LOCAL_MIRROR_UUID, ORPHAN_MIRROR_UUID, TagClass,
-    TagData, TagPredecessor,
+    ClientData, EntryPosition, EntryTid, IMAGE_CLIENT_ID, LOCAL_MIRROR_UUID, ORPHAN_MIRROR_UUID,
+    ObjectPosition, TagClass, TagData, TagPredecessor,
 };
 
 /// Makes the journal of an image, with a first tag and the image's own client. What was made is removed again when that
@@ -88,13 +88,52 @@ impl ImageJournal {
         self.begin_epoch(ORPHAN_MIRROR_UUID, predecessor).await.context("cannot demote the image")
     }
 
+    /// True when the image was demoted here, and the event of the demotion is missing: that was cut off. A mirror waits
+    /// for that event.
+    pub fn is_demotion_unfinished(&self) -> bool {
+        let (tid, tag) = &self.newest;
+        let here = tag.mirror_uuid == ORPHAN_MIRROR_UUID && tag.predecessor.mirror_uuid == LOCAL_MIRROR_UUID;
+        here && self.commit_position.newest().is_none_or(|newest| newest.tag != *tid)
+    }
+
+    /// Does what is missing of a demotion that was cut off: appends its event, and commits it. What was read of the
+    /// journal is fresh afterwards. The caller holds the exclusive lock.
+    pub async fn finish_demotion(&mut self) -> Result<()> {
+        self.refresh().await?;
+        if !self.is_demotion_unfinished() {
+            return Ok(());
+        }
+        let mut appended = None;
+        let start = TailStart::After(self.commit_position.clone());
+        let walked = walk(&self.journal, IMAGE_CLIENT_ID, start, |entry| {
+            appended = Some(ObjectPosition { object: entry.object, position: entry.position });
+            ControlFlow::Continue(())
+        });
+        walked.await.map_err(tail_error)?;
+        let appended = match appended.filter(|appended| appended.position.tag == self.newest.0) {
+            Some(appended) => appended,
+            None => self.append_event().await?,
+        };
+        self.commit_event(appended).await.context("cannot finish the demotion of the image")
+    }
+
     /// Makes a tag, appends the event to it, and commits that.
     async fn begin_epoch(&mut self, mirror_uuid: &str, predecessor: TagPredecessor) -> Result<()> {
         let data = TagData { mirror_uuid: mirror_uuid.to_string(), predecessor };
         let tag = self.journal.allocate_tag(self.tag_class, &data).await?;
-        let mut appender = Appender::new(&self.journal, tag.tid).await?;
+        self.newest = (tag.tid, data);
+        let appended = self.append_event().await?;
+        self.commit_event(appended).await
+    }
+
+    /// Appends the event of the newest tag.
+    async fn append_event(&self) -> Result<ObjectPosition> {
+        let mut appender = Appender::new(&self.journal, self.newest.0).await?;
         let event = EventEntry { event: Event::DemotePromote, timestamp: Timestamp::default() };
-        let appended = appender.append(&event).await?;
+        appender.append(&event).await
+    }
+
+    async fn commit_event(&mut self, appended: ObjectPosition) -> Result<()> {
         let position = advanced(&self.commit_position, &[appended], self.journal.layout());
         self.journal.client_commit(IMAGE_CLIENT_ID, &position).await?;
         self.refresh().await
@@ -108,14 +147,18 @@ impl ImageJournal {
             first = Some(entry.position);
             ControlFlow::Break(())
         });
-        match walked.await {
-            Ok(()) => Ok(first),
-            Err(TailError::Rados(error)) => Err(error),
-            Err(other) => Err(Error::new(libc::EBADMSG, other.to_string())),
-        }
+        walked.await.map_err(tail_error)?;
+        Ok(first)
     }
 
     fn refused(&self, what: &str, why: &str) -> Error {
         Error::new(libc::EINVAL, format!("cannot {what} image {}: {why}", self.journal.image()))
+    }
+}
+
+fn tail_error(error: TailError) -> Error {
+    match error {
+        TailError::Rados(error) => error,
+        other => Error::new(libc::EBADMSG, other.to_string()),
     }
 }

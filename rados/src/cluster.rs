@@ -63,6 +63,20 @@ pub struct CommandReply {
     pub status: String,
 }
 
+/// What is to follow the name of an option of Ceph on a command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OptionKind {
+    /// Nothing: it is true or false.
+    Flag,
+    /// A value.
+    Value,
+}
+
+/// The kind of an option of Ceph by its name (with underscores); `None` when there is no such option.
+pub fn option_kind(option: &str) -> Option<OptionKind> {
+    crate::librados::option_kind(option)
+}
+
 /// Connects to a cluster. Not cancel-safe in time (librados cannot give up a connection attempt); the attempt ends by
 /// itself after `client_mount_timeout`.
 pub async fn connect(options: ConnectOptions) -> Result<Cluster> {
@@ -77,6 +91,13 @@ pub async fn connect(options: ConnectOptions) -> Result<Cluster> {
 /// being closed, for up to five seconds.
 pub async fn all_closed(timeout: Duration) -> bool {
     crate::librados::all_closed(timeout).await
+}
+
+/// Ends the process with `code` once every connection that was dropped is closed, at the latest after `timeout`. Unlike an
+/// ordinary exit, this is safe also while a connection is held by a call that waits for a lost cluster. Output must have
+/// been flushed before. Blocks: not for an async worker thread.
+pub fn end_process(code: u8, timeout: Duration) -> ! {
+    crate::librados::end_process(code, timeout)
 }
 
 /// A connected cluster: cheap to clone, closed when the last clone and everything opened from it is gone.

@@ -27,7 +27,10 @@ pub mod op;
 pub mod types;
 
 pub use backend::{Backend, Location, NotifyAnswer, NotifyReply, Pending, Watch, WatchEvent};
-pub use cluster::{Cluster, CommandReply, CommandTarget, ConnectOptions, Limits, all_closed, connect};
+pub use cluster::{
+    Cluster, CommandReply, CommandTarget, ConnectOptions, Limits, OptionKind, all_closed, connect,
+    end_process, option_kind,
+};
 pub use error::{Error, ErrorClass, Result};
 pub use ioctx::IoCtx;
 pub use librados::map_large_buffers;

@@ -17,6 +17,7 @@ use deep_copy::local_maps::cut_head_map;
 
 use crate::begin::{ATTEMPTS_MAX, Begun, is_changed, newest_mirror_snapshot, unless_changed, write_marker};
 use crate::plan::Marker;
+use crate::point::{Point, write_point};
 
 /// How a user snapshot is called while one with its name takes its place; its id follows.
 const REPLACED_PREFIX: &str = ".mirror.replaced.";
@@ -99,7 +100,11 @@ fn completion(
     if let Some(key) = resync_key {
         update = update.remove_metadata(key);
     }
-    update.into_op().with(write_marker(Marker { snap: begun.local_end, repair: false }))
+    let op = update.into_op().with(write_marker(Marker { snap: begun.local_end, repair: false }));
+    match remote.header.snapshots.get(&end) {
+        Some(end) => op.with(write_point(Point { snap: begun.local_end, primary_timestamp: end.timestamp })),
+        None => op,
+    }
 }
 
 fn has_parent(header: &ImageHeader) -> bool {

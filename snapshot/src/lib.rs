@@ -2,3 +2,4 @@
 pub mod begin;
 pub mod commit;
 pub mod plan;
+pub mod point;

@@ -3,6 +3,8 @@
 //! All scenarios share the clusters, because starting them takes longer than they do; each makes pools of its own.
 
 mod copies;
+mod crashes;
+mod locks;
 mod picture;
 mod twins;
 mod world;
@@ -25,6 +27,7 @@ macro_rules! run {
                     $failed += 1;
                 }
             }
+            $world.remove_pools().await.expect("pools can be removed");
         }
     )*};
 }
@@ -41,9 +44,19 @@ fn main() -> ExitCode {
             filter,
             [
                 twins::a_life_in_snapshot_mode,
+                twins::a_life_in_journal_mode,
                 copies::a_planned_failover,
                 copies::a_forced_failover,
                 copies::a_half_copied_delta_is_undone,
+                locks::the_owner_makes_and_removes_snapshots,
+                locks::a_demotion_stops_a_writer,
+                locks::a_dead_writer_is_fenced,
+                locks::a_writer_gains_and_loses_a_journal,
+                locks::who_does_not_give_up_is_left_alone,
+                locks::what_was_only_journalled_is_written,
+                crashes::of_primaries,
+                crashes::of_copies,
+                crashes::of_modes,
             ]
         );
         failed

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
 use control::Pool;
+use journal::Journal;
+use journal::types::IMAGE_CLIENT_ID;
 use rados::{Extent, SnapId};
 use rbd::image_state::read_image_state;
 use rbd::mirroring::{MIRRORING_OBJECT, Mirroring};
@@ -82,6 +84,7 @@ pub async fn picture(pool: &Pool, name: &str) -> Result<Picture> {
     raw_header(&image, &names, &mut picture).await?;
     snapshots(&image, &header, &names, &mut picture).await?;
     objects(&image, &names, &mut picture).await?;
+    journal_of(&image, &names, &mut picture).await?;
     registrations(pool, &id, &names, &mut picture).await?;
     Ok(picture)
 }
@@ -193,6 +196,23 @@ async fn objects(image: &Image, names: &Names, picture: &mut Picture) -> Result<
             told = format!("{:02x?}, locked {}", &content[..], ioctx.list_locks(&object).await?.len());
         }
         picture.insert(format!("object {place}"), told);
+    }
+    Ok(())
+}
+
+async fn journal_of(image: &Image, names: &Names, picture: &mut Picture) -> Result<()> {
+    let Ok(journal) = Journal::open(image.header_ioctx(), image.id()).await else { return Ok(()) };
+    let metadata = journal.mutable().await?;
+    let told = format!("{:?} {:?} {:?}", journal.layout(), metadata.minimum_set, metadata.active_set);
+    picture.insert("journal".into(), told);
+    for client in metadata.clients {
+        let data = names.text(&format!("{:?}", client.client_data()));
+        let told = format!("{:?} {:?} {data}", client.state, client.commit_position);
+        picture.insert(format!("journal client '{}'", names.text(&client.id)), told);
+    }
+    for tag in journal.tags(IMAGE_CLIENT_ID, None, None).await? {
+        let data = names.text(&format!("{:?} {:?}", tag.class, tag.tag_data()));
+        picture.insert(format!("journal tag {}", tag.tid.0), data);
     }
     Ok(())
 }

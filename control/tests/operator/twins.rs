@@ -5,7 +5,7 @@ use control::{Pool, Quiesce};
 use rbd::mirroring::MirrorImageMode;
 
 use crate::picture::{expect_same_picture, picture};
-use crate::world::World;
+use crate::world::{World, expect_same_refusal};
 
 /// Twins: names of one length, because encodings tell lengths.
 const STOCK: &str = "stock";
@@ -95,6 +95,55 @@ pub async fn a_life_in_snapshot_mode(world: &World) -> Result<()> {
         pool.disable(OURS, false).await?;
         let [of_stock, of_ours] = [STOCK, OURS].map(|name| format!("{}/{name}@user", pool.name()));
         ensure!(stock.sha256(&of_stock).await? == stock.sha256(&of_ours).await?, "the user snapshots differ");
+    }
+    Ok(())
+}
+
+/// The same in journal mode: of images with and without the features that it needs.
+pub async fn a_life_in_journal_mode(world: &World) -> Result<()> {
+    for features in
+        FEATURES.into_iter().chain([&["--image-feature", "layering,exclusive-lock,journaling"][..]])
+    {
+        let pool = world.mirrored_pool().await?;
+        let twins = Twins { world, pool: world.a.pool(&pool).await? };
+        let (stock, pool) = (&world.a.stock, &twins.pool);
+        twins.both(async |spec| world.a.image(&spec, features).await).await?;
+
+        twins.rbd(&["enable"]).await?;
+        pool.enable(OURS, MirrorImageMode::Journal).await?;
+        twins.expect_alike("enabled").await?;
+        twins
+            .both(async |spec| {
+                world.a.scribble(&spec, 2).await?;
+                stock.snap_create(&format!("{spec}@user")).await?;
+                world.a.scribble(&spec, 3).await
+            })
+            .await?;
+        twins.expect_alike("written to").await?;
+
+        twins.rbd(&["demote"]).await?;
+        pool.demote(OURS).await?;
+        twins.expect_alike("demoted").await?;
+        ensure!(pool.image_info(OURS).await?.role == control::Role::Orphan, "the role of a demoted image");
+        expect_same_refusal(
+            stock.rbd(&["mirror", "image", "demote", &twins.stock()]).await,
+            pool.demote(OURS).await,
+        )?;
+        twins.rbd(&["resync"]).await?;
+        pool.resync(OURS).await?;
+        twins.expect_alike("resync wanted").await?;
+
+        twins.rbd(&["promote"]).await?;
+        pool.promote(OURS, false).await?;
+        twins.expect_alike("promoted").await?;
+        twins.both(async |spec| world.a.scribble(&spec, 100).await).await?;
+        twins.expect_alike("written to again").await?;
+        let again = pool.promote(OURS, false).await;
+        expect_same_refusal(stock.rbd(&["mirror", "image", "promote", &twins.stock()]).await, again)?;
+
+        twins.rbd(&["disable"]).await?;
+        pool.disable(OURS, false).await?;
+        twins.expect_alike("disabled").await?;
     }
     Ok(())
 }

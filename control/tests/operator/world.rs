@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use control::{Options, Pool};
-use rados::{Cluster, ConnectOptions, Error, IoCtx};
-use rbd::{Image, ImageHeader, ImageId, directory};
+use rados::{Cluster, ConnectOptions, Error};
 use tests::image::RandomWrites;
 use tests::two_clusters::Direction;
 use tests::{ToolError, TwoClusters};
 
 /// How long something may take that waits for a daemon.
 pub const LIMIT: Duration = Duration::from_secs(120);
+/// How the names of the scenarios' pools begin.
+const POOL_PREFIX: &str = "operator-";
 /// Size of most images: a few objects.
 pub const SIZE: u64 = 24 << 20;
 
@@ -25,12 +26,14 @@ pub struct Site {
 
 impl Site {
     async fn connect(stock: tests::Cluster) -> Result<Site> {
-        let options = ConnectOptions {
-            client_name: "client.admin".to_string(),
-            conf_file: Some(stock.conf_path()),
-            ..ConnectOptions::default()
-        };
-        Ok(Site { stock, cluster: rados::connect(options).await? })
+        let cluster = rados::connect(connect_options(&stock)).await?;
+        Ok(Site { stock, cluster })
+    }
+
+    /// A pool, through a connection of its own.
+    pub async fn pool_apart(&self, pool: &str) -> Result<Pool> {
+        let cluster = rados::connect(connect_options(&self.stock)).await?;
+        Ok(Pool::open(&cluster, pool, "", Options::default()).await?)
     }
 
     /// A pool of this cluster.
@@ -49,10 +52,13 @@ impl Site {
         let writes = RandomWrites { seed, count: 20, block_bytes: 16 << 10, within: 0..SIZE };
         self.stock.write_random(spec, &writes).await
     }
+}
 
-    /// Opens an image natively.
-    pub async fn open(&self, ioctx: &IoCtx, name: &str) -> Result<(Image, ImageHeader)> {
-        Ok(Image::open_by_name(ioctx, name).await?)
+fn connect_options(stock: &tests::Cluster) -> ConnectOptions {
+    ConnectOptions {
+        client_name: "client.admin".to_string(),
+        conf_file: Some(stock.conf_path()),
+        ..ConnectOptions::default()
     }
 }
 
@@ -84,15 +90,21 @@ impl World {
 
     /// A new pool on both clusters.
     pub async fn new_pool(&self) -> Result<String> {
-        let pool = format!("p{:08x}", rand::random::<u32>());
+        let pool = format!("{POOL_PREFIX}{:08x}", rand::random::<u32>());
         self.clusters.create_pool(&pool).await?;
         Ok(pool)
     }
-}
 
-/// The id of an image.
-pub async fn id_of(pool: &Pool, name: &str) -> Result<ImageId> {
-    directory::id_of(pool.ioctx(), name).await.with_context(|| format!("the id of {name}"))
+    /// Removes the pools that scenarios have made: a cluster holds only so many placement groups.
+    pub async fn remove_pools(&self) -> Result<()> {
+        for site in [&self.a, &self.b] {
+            let pools = site.cluster.pools().await?;
+            for (_, pool) in pools.iter().filter(|(_, pool)| pool.starts_with(POOL_PREFIX)) {
+                site.stock.delete_pool(pool).await?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Fails unless the stock tool and ours refuse with the same error number, and ours in a sentence of its own.

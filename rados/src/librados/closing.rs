@@ -67,6 +67,14 @@ pub(super) fn wait_all_closed(timeout: Duration) -> bool {
     wait(timeout, |counts| counts.open == 0)
 }
 
+/// Waits as [`wait_all_closed`] does, and ends the process at once: no destructor of a static runs, so that threads of
+/// librados that still wait for a lost cluster cannot trip over what is gone.
+pub(super) fn end_process(code: u8, timeout: Duration) -> ! {
+    wait_all_closed(timeout);
+    // SAFETY: the call has no preconditions and does not return.
+    unsafe { libc::_exit(code.into()) }
+}
+
 fn wait(timeout: Duration, done: impl Fn(&Counts) -> bool) -> bool {
     let end = Instant::now() + timeout;
     let mut counts = counts();

@@ -307,7 +307,8 @@ fn conf_set(cluster: Handle, option: &str, value: &str) -> Result<()> {
     check(set, || format!("cannot set the Ceph option '{option}': Ceph does not take its value"))
 }
 
-fn conf_get(cluster: Handle, option: &str) -> Option<String> {
+/// The value of an option; `None` when there is no such option.
+pub(super) fn conf_get(cluster: Handle, option: &str) -> Option<String> {
     let option = CString::new(option).ok()?;
     let mut buffer = vec![0u8; 1024];
     loop {

@@ -7,6 +7,7 @@
 //! * [`ops`]: reads and writes of one object, over the C++ shim (`shim.cc`).
 //! * [`watch`]: watches that come back by themselves, and notifications.
 //! * [`blocking`]: what librados offers only as a call that waits.
+//! * [`options`]: which options librados knows.
 //!
 //! Invariants:
 //! * Memory that librados may still touch is owned by a completion, never by a future. It is freed in the completion's
@@ -25,6 +26,7 @@ mod connection;
 mod ffi;
 mod memory;
 mod ops;
+mod options;
 mod watch;
 
 use std::sync::Arc;
@@ -40,6 +42,7 @@ use crate::types::{PoolId, SnapId};
 
 use connection::Connection;
 pub use memory::map_large_buffers;
+pub(crate) use options::kind as option_kind;
 
 /// Connects to a cluster.
 pub(crate) async fn connect(options: ConnectOptions) -> Result<Arc<dyn Backend>> {
@@ -50,6 +53,11 @@ pub(crate) async fn connect(options: ConnectOptions) -> Result<Arc<dyn Backend>>
 /// Waits until every connection of this process is closed, at most for `timeout`; true when they are.
 pub(crate) async fn all_closed(timeout: Duration) -> bool {
     blocking::on_own_thread(move || Ok(closing::wait_all_closed(timeout))).await.unwrap_or(false)
+}
+
+/// Ends the process with `code` once every connection is closed, or after `timeout`.
+pub(crate) fn end_process(code: u8, timeout: Duration) -> ! {
+    closing::end_process(code, timeout)
 }
 
 /// A connection as a backend.

@@ -17,5 +17,6 @@ mod failover;
 mod journal;
 mod lifecycle;
 mod outages;
+mod repairs;
 mod snapshots;
 mod turns;

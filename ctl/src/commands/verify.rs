@@ -1,0 +1,298 @@
+//! `verify`: proves that copies equal their primaries. The proof itself is [`control::verify`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use control::verify::pace::Pace;
+use control::verify::{self, Options, Progress, Subject};
+use control::{ImageInfo, Pool, Role};
+use futures::StreamExt;
+use serde::Serialize;
+use tokio::sync::{mpsc, watch};
+
+use crate::connection::Site;
+use crate::failure::Failure;
+use crate::grammar::Request;
+use crate::grammar::own::VerifyArgs;
+use crate::grammar::rbd::{Format, FormatArgs};
+use crate::other_site::OtherSite;
+use crate::output::{self, Bar, Table, time};
+use crate::record::{Outcome, Record, SiteName};
+use crate::targets::{self, Targets};
+
+/// Images that are looked at at the same time.
+const IMAGES_AT_ONCE: usize = 8;
+/// What the process ends with when a copy differs.
+const DIFFERENT: i32 = libc::EIO;
+
+/// One image of a verification.
+#[derive(Debug, Serialize)]
+pub struct Verified {
+    /// The image as people name it.
+    pub image: String,
+    /// What it is called on every site.
+    pub global_id: String,
+    /// The site that the copy is at.
+    pub copy_at: String,
+    /// What was found.
+    pub report: Option<verify::Report>,
+    /// Why nothing was found.
+    pub error: Option<String>,
+    #[serde(skip)]
+    code: i32,
+}
+
+/// A pair of images to be compared.
+pub struct Pair {
+    /// The image here.
+    pub here: ImageInfo,
+    /// The image there.
+    pub there: ImageInfo,
+}
+
+/// Where and how to compare.
+pub struct Verifier<'a> {
+    /// The pool here.
+    pub pool: &'a Pool,
+    /// The mirror uuid of the pool here.
+    pub mirror_uuid: String,
+    /// The name of this site.
+    pub site_name: String,
+    /// The other site.
+    pub other: &'a OtherSite,
+    /// How to compare.
+    pub options: Options,
+}
+
+/// Carries out the command.
+pub async fn run(request: &Request, args: &VerifyArgs) -> Result<(), Failure> {
+    let bytes = args.max_bytes_per_second.as_deref().map(byte_rate).transpose()?;
+    targets::named(&args.target)?;
+    output::document(&args.report.format)?;
+    let site = Site::connect(request).await?;
+    let targets = Targets::find(&site, &args.target).await?;
+    let other = OtherSite::connect(&site, &targets.pool, &args.peer).await?;
+    let mut record = Record::begin("verify", args.report.report.as_deref());
+    let site_name = bootstrap::site_name(&site.cluster).await?;
+    record.site = SiteName { name: site_name.clone(), fsid: site.cluster.fsid().to_string() };
+    record.other_site = Some(SiteName { name: other.name.clone(), fsid: other.cluster.fsid().to_string() });
+
+    let pace = Arc::new(Pace::new(args.parallel, args.max_objects_per_second, bytes));
+    let options = Options { parallel: args.parallel, pace, ..Options::default() };
+    let mirror_uuid = targets::mirror_uuid(&targets.pool).await?;
+    let verifier = Verifier { pool: &targets.pool, mirror_uuid, site_name, other: &other, options };
+    let mut there = targets::images_there(&other).await?;
+    let (mut pairs, mut verified) = (Vec::new(), Vec::new());
+    for image in targets.images {
+        match image.global_id.as_ref().and_then(|id| there.remove(id)) {
+            Some(counterpart) => pairs.push(Pair { here: image, there: counterpart }),
+            None => verified.push(verifier.alone(&image)),
+        }
+    }
+    verified.extend(verifier.all(pairs).await);
+    verified.sort_by(|a, b| a.image.cmp(&b.image));
+    conclude(&record, &verified, &args.report.format)
+}
+
+impl Verifier<'_> {
+    /// Compares all pairs, with a bar on a terminal.
+    pub async fn all(&self, pairs: Vec<Pair>) -> Vec<Verified> {
+        let bar = Bar::new("comparing", "objects");
+        bar.keep_moving();
+        let (send, mut receive) = mpsc::unbounded_channel::<(usize, Progress)>();
+        let show = async {
+            let mut all: BTreeMap<usize, Progress> = BTreeMap::new();
+            while let Some((index, progress)) = receive.recv().await {
+                all.insert(index, progress);
+                let sum = |of: fn(&Progress) -> u64| all.values().map(of).sum::<u64>();
+                bar.set(sum(|p| p.objects_done), sum(|p| p.objects_total));
+                bar.remark(&format!("{} read", time::bytes(sum(|p| p.bytes_done))));
+            }
+        };
+        let compare = async {
+            let one = |(index, pair): (usize, Pair)| {
+                let send = send.clone();
+                async move { self.one(index, &pair, &send).await }
+            };
+            let stream = futures::stream::iter(pairs.into_iter().enumerate().map(one));
+            let verified = stream.buffer_unordered(IMAGES_AT_ONCE).collect::<Vec<_>>().await;
+            drop(send);
+            verified
+        };
+        tokio::join!(compare, show).0
+    }
+
+    async fn one(
+        &self,
+        index: usize,
+        pair: &Pair,
+        send: &mpsc::UnboundedSender<(usize, Progress)>,
+    ) -> Verified {
+        let subject = |pool: &Pool, info: &ImageInfo, mirror_uuid: &str| Subject {
+            ioctx: pool.ioctx().clone(),
+            id: info.id.clone(),
+            mirror_uuid: mirror_uuid.to_string(),
+        };
+        let here = subject(self.pool, &pair.here, &self.mirror_uuid);
+        let there = subject(&self.other.pool, &pair.there, &self.other.mirror_uuid);
+        let mut verified = self.named(&pair.here);
+        let (primary, copy) = match (pair.here.role, pair.there.role) {
+            (Role::Primary, Role::Primary) => {
+                verified.code = libc::EINVAL;
+                verified.error =
+                    Some("both sites are primary (split-brain): neither is a copy of the other".to_string());
+                return verified;
+            }
+            (Role::Primary, _) => {
+                verified.copy_at = self.other.name.clone();
+                (here, there)
+            }
+            _ => (there, here),
+        };
+        let (progress, mut changes) = watch::channel(Progress::default());
+        let forward = async {
+            while changes.changed().await.is_ok() {
+                let _ = send.send((index, *changes.borrow_and_update()));
+            }
+        };
+        let compare = async {
+            let found = verify::verify(&primary, &copy, &self.options, &progress).await;
+            drop(progress);
+            found
+        };
+        match tokio::join!(compare, forward).0 {
+            Ok(report) => verified.report = Some(report),
+            Err(error) => {
+                verified.code = error.errno();
+                verified.error = Some(error.to_string());
+            }
+        }
+        verified
+    }
+
+    fn alone(&self, info: &ImageInfo) -> Verified {
+        let error = format!("site '{}' has no such image yet, or any more", self.other.name);
+        Verified { error: Some(error), code: libc::ENOENT, ..self.named(info) }
+    }
+
+    fn named(&self, info: &ImageInfo) -> Verified {
+        Verified {
+            image: targets::image_name(self.pool, &info.name),
+            global_id: info.global_id.as_ref().map_or(String::new(), |id| id.0.clone()),
+            copy_at: self.site_name.clone(),
+            report: None,
+            error: None,
+            code: 0,
+        }
+    }
+}
+
+impl Verified {
+    /// True when the copy is proved to be equal.
+    pub fn is_equal(&self) -> bool {
+        self.report.as_ref().is_some_and(|report| report.equal)
+    }
+
+    /// In a word or a sentence.
+    pub fn verdict(&self) -> String {
+        match (&self.report, &self.error) {
+            (Some(report), _) if report.equal => "equal".to_string(),
+            (Some(report), _) if report.objects_different == 0 => {
+                format!("DIFFERENT: {} and {} bytes long", report.sizes.0, report.sizes.1)
+            }
+            (Some(report), _) => format!("DIFFERENT in {} objects", report.objects_different),
+            (None, error) => format!("not compared: {}", error.as_deref().unwrap_or("no reason is known")),
+        }
+    }
+}
+
+/// Prints and records what was found, and decides what the process ends with.
+fn conclude(record: &Record, verified: &[Verified], format: &FormatArgs) -> Result<(), Failure> {
+    let different =
+        verified.iter().filter(|one| one.report.as_ref().is_some_and(|report| !report.equal)).count();
+    let failed = verified.iter().find(|one| one.error.is_some());
+    let failure = match (different, failed) {
+        (0, None) => None,
+        (0, Some(first)) => Some(Failure::new(first.code, "not every copy could be compared; see above")),
+        (n, _) => Some(Failure::new(
+            DIFFERENT,
+            format!("{n} of {} copies differ from their primaries", verified.len()),
+        )),
+    };
+    let outcome = match (different, failed) {
+        (0, None) => Outcome::Done,
+        (0, Some(_)) => Outcome::Failed,
+        _ => Outcome::Different,
+    };
+    record.write(outcome, failure.as_ref(), &verified)?;
+    match format.format {
+        Some(Format::Json) => output::put(&record.text(outcome, failure.as_ref(), &verified)?)?,
+        _ => output::put(&plain(verified))?,
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+fn plain(verified: &[Verified]) -> String {
+    let mut table = Table::for_people(&["IMAGE", "COPY AT", "AS OF", "OBJECTS", "READ", "VERDICT"]);
+    for one in verified {
+        let report = one.report.as_ref();
+        let of = |text: fn(&verify::Report) -> String| report.map_or("-".to_string(), text);
+        table.row([
+            one.image.clone(),
+            one.copy_at.clone(),
+            of(|report| time::local(report.pair.timestamp.into())),
+            of(|report| report.objects.to_string()),
+            of(|report| time::bytes(report.bytes)),
+            one.verdict(),
+        ]);
+    }
+    let mut text = table.to_string();
+    for one in verified {
+        let differences = one.report.iter().flat_map(|report| &report.differences);
+        for difference in differences.take(DIFFERENCES_SHOWN) {
+            let ranges = difference.ranges.iter().map(|range| format!("{}~{}", range.offset, range.length));
+            text += &format!(
+                "{}: object {} ({}) differs at {}\n",
+                one.image,
+                difference.object_number,
+                difference.copy_object,
+                ranges.collect::<Vec<_>>().join(", ")
+            );
+        }
+    }
+    text
+}
+
+/// Objects that differ, of one image, that are shown one by one; a report has more.
+const DIFFERENCES_SHOWN: usize = 20;
+
+/// A number of bytes, with K, M, G or T for binary multiples.
+fn byte_rate(word: &str) -> Result<u64, Failure> {
+    let refuse = || {
+        Failure::invalid(format!("'{word}' is no number of bytes; it must be like 500000, 512K, 100M or 2G"))
+    };
+    let (digits, exponent) = match word.char_indices().next_back() {
+        Some((at, unit)) if unit.is_ascii_alphabetic() => {
+            let exponent = ['K', 'M', 'G', 'T'].iter().position(|known| *known == unit.to_ascii_uppercase());
+            (&word[..at], exponent.ok_or_else(refuse)? as u32 + 1)
+        }
+        _ => (word, 0),
+    };
+    let number = digits.parse::<u64>().ok().filter(|number| *number > 0).ok_or_else(refuse)?;
+    number.checked_mul(1 << (10 * exponent)).ok_or_else(refuse)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_read() {
+        assert_eq!(byte_rate("500000").unwrap(), 500_000);
+        assert_eq!(byte_rate("2g").unwrap(), 2 << 30);
+        assert_eq!(byte_rate("64K").unwrap(), 64 << 10);
+        for word in ["", "0", "M", "1X", "-1", "1.5M", "99999999999T", "é"] {
+            assert_eq!(byte_rate(word).expect_err(word).code(), libc::EINVAL, "{word}");
+        }
+    }
+}
