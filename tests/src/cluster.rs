@@ -224,7 +224,6 @@ impl Cluster {
             output: self.folder.join(format!("log/{name}.out")),
             mark: conf.display().to_string(),
             die_with_parent: self.fixed.die_with_parent,
-            uid: None,
         }
         .start()?;
         process::adopt(child);

@@ -37,19 +37,11 @@ pub struct MirrorDaemonOptions {
     pub log: Option<PathBuf>,
     /// Whether it is killed when the process that started it ends, in whatever way.
     pub die_with_parent: bool,
-    /// The user as whom it runs, see [`Launch::uid`].
-    pub uid: Option<u32>,
 }
 
 impl Default for MirrorDaemonOptions {
     fn default() -> Self {
-        MirrorDaemonOptions {
-            instance: "a".to_owned(),
-            args: Vec::new(),
-            log: None,
-            die_with_parent: true,
-            uid: None,
-        }
+        MirrorDaemonOptions { instance: "a".to_owned(), args: Vec::new(), log: None, die_with_parent: true }
     }
 }
 
@@ -91,7 +83,6 @@ impl MirrorDaemon {
             output: output.clone(),
             mark: id.clone(),
             die_with_parent: options.die_with_parent,
-            uid: options.uid,
         }
         .start()?;
         let admin_socket = cluster.folder().join(format!("run/{}-client.{id}.asok", cluster.name()));

@@ -161,8 +161,6 @@ pub struct Launch {
     pub mark: String,
     /// Whether it is killed as soon as this process ends, however that comes about.
     pub die_with_parent: bool,
-    /// The user as whom it runs, who may yet use every file as root may; the same as this process without it.
-    pub uid: Option<u32>,
 }
 
 impl Launch {
@@ -170,15 +168,9 @@ impl Launch {
     pub fn start(self) -> Result<(Identity, Child)> {
         let output = File::options().create(true).append(true).open(&self.output);
         let output = output.with_context(|| format!("cannot write {}", self.output.display()))?;
-        let user = self.uid.map(|uid| uid.to_string());
         let mut words: Vec<&OsStr> = Vec::new();
         if self.die_with_parent {
             words.extend(DIE_WITH_PARENT.map(OsStr::new));
-        }
-        if let Some(user) = &user {
-            let caps = ["--inh-caps", "+dac_override", "--ambient-caps", "+dac_override", "--"];
-            words.extend(["setpriv", "--pdeathsig", "keep", "--reuid", user].map(OsStr::new));
-            words.extend(caps.map(OsStr::new));
         }
         words.push(self.program.as_os_str());
         words.extend(self.args.iter().map(OsString::as_os_str));
@@ -255,7 +247,6 @@ mod tests {
             output: folder.join("out"),
             mark: "the-mark".to_owned(),
             die_with_parent: true,
-            uid: None,
         }
     }
 

@@ -1,14 +1,15 @@
-//! What happens to images while they are being copied, and while nobody looks: snapshots that go away, mirroring that is
-//! disabled half-way, daemons killed in the middle of repairs.
+//! What happens to images while they are being copied: the snapshot goes away, mirroring is disabled, the daemon is killed
+//! while it mends what another one left, the copy is promoted while it changes its size.
 //!
 //! A copy is caught in the middle by stopping the daemon (`SIGSTOP`) as soon as it fills a snapshot.
 
 use anyhow::{Context, Result, ensure};
-use tests::{Cluster, DaemonKind, Extents, MirrorDaemon, Signal};
+use tests::{DaemonKind, Extents, MirrorDaemon, Signal};
 
-use crate::common::{LIMIT, MIB, Stage, scattered, until};
+use crate::common::{LIMIT, MIB, Stage, until};
 use crate::failover::{image_id, newest_arrived, promoted_from};
 use crate::lifecycle::exists;
+use crate::repairs::lose_snapshot;
 
 /// Large enough that a copy of most of it is caught before it is complete.
 const SIZE: u64 = 192 * MIB;
@@ -32,13 +33,6 @@ async fn change(stage: &Stage, image: &str, seed: u64) -> Result<u64> {
     a.mirror_snapshot(&spec).await
 }
 
-/// Removes a mirror-snapshot of an image, as an operator may by accident.
-async fn remove_mirror_snapshot(cluster: &Cluster, spec: &str, snap: u64) -> Result<()> {
-    cluster.rbd(&["snap", "rm", "--no-progress", "--snap-id", &snap.to_string(), spec]).await?;
-    ensure!(cluster.mirror_snapshots(spec).await?.iter().all(|s| s.id != snap), "{spec}@{snap} is still there");
-    Ok(())
-}
-
 /// The copy follows its primary as if nothing had happened, and is the one that it was.
 async fn expect_following(stage: &Stage, image: &str, id: &str) -> Result<()> {
     let b = &stage.clusters.b;
@@ -46,51 +40,6 @@ async fn expect_following(stage: &Stage, image: &str, id: &str) -> Result<()> {
     stage.sync(image).await?;
     ensure!(image_id(b, &stage.spec(image)).await? == id, "the copy was made anew");
     Ok(())
-}
-
-/// The snapshot that both have in common goes away on the primary while the daemon is away. The copy was never anything
-/// but a copy: it is compared and mended, and nobody speaks of a split-brain.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_missing_common_snapshot_is_no_split_brain() -> Result<()> {
-    let stage = Stage::set("common-gone").await?;
-    let (a, b) = (&stage.clusters.a, &stage.clusters.b);
-    let spec = stage.spec("image");
-    let mut daemon = copied_image(&stage, "image").await?;
-    let id = image_id(b, &spec).await?;
-    daemon.stop(LIMIT).await?;
-
-    let common = a.newest_primary_snapshot(&spec).await?;
-    a.apply(&spec, Extents::default().random(&scattered(2, 300, 0..SIZE)).zeroes(5 * MIB, 9 * MIB)).await?;
-    a.snap_create(&format!("{spec}@user")).await?;
-    a.apply(&spec, Extents::default().random(&scattered(3, 300, 0..SIZE))).await?;
-    let snap = a.mirror_snapshot(&spec).await?;
-    remove_mirror_snapshot(a, &spec, common).await?;
-
-    let mut daemon = stage.daemon(b).await?;
-    stage.arrived("image", snap).await?;
-    expect_following(&stage, "image", &id).await?;
-    daemon.stop(LIMIT).await?;
-    stage.strike().await
-}
-
-/// The base of a delta goes away on the primary while the delta is being copied.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_base_is_removed_under_a_running_copy() -> Result<()> {
-    let stage = Stage::set("base-gone").await?;
-    let (a, b) = (&stage.clusters.a, &stage.clusters.b);
-    let spec = stage.spec("image");
-    let mut daemon = copied_image(&stage, "image").await?;
-    let id = image_id(b, &spec).await?;
-
-    let base = a.newest_primary_snapshot(&spec).await?;
-    let snap = change(&stage, "image", 2).await?;
-    stage.stop_half_way(&mut daemon, "image").await?;
-    remove_mirror_snapshot(a, &spec, base).await?;
-    daemon.kill(Signal::SIGCONT);
-    stage.arrived("image", snap).await?;
-    expect_following(&stage, "image", &id).await?;
-    daemon.stop(LIMIT).await?;
-    stage.strike().await
 }
 
 /// The snapshot being copied goes away itself: it never counts as arrived, and the next one does.
@@ -105,7 +54,7 @@ async fn the_snapshot_being_copied_is_removed() -> Result<()> {
     let snap = change(&stage, "image", 2).await?;
     stage.stop_half_way(&mut daemon, "image").await?;
     let next = change(&stage, "image", 3).await?;
-    remove_mirror_snapshot(a, &spec, snap).await?;
+    lose_snapshot(&stage.a, &spec, snap).await?;
     daemon.kill(Signal::SIGCONT);
     let arrived = b.wait_copied(&spec, snap, LIMIT).await?;
     ensure!(arrived.primary_snap_id == Some(next), "a snapshot that is gone was called complete: {arrived:?}");
@@ -141,35 +90,6 @@ async fn mirroring_is_disabled_half_way() -> Result<()> {
     stage.enable("image").await?;
     stage.first_copy("image").await?;
     stage.sync("image").await?;
-    daemon.stop(LIMIT).await?;
-    stage.strike().await
-}
-
-/// Killed again and again while it compares a copy that went astray and mends it.
-#[tokio::test(flavor = "multi_thread")]
-async fn killed_during_a_resync() -> Result<()> {
-    let stage = Stage::set("resync-killed").await?;
-    let (a, b) = (&stage.clusters.a, &stage.clusters.b);
-    let spec = stage.spec("image");
-    let mut daemon = copied_image(&stage, "image").await?;
-    let id = image_id(b, &spec).await?;
-
-    b.rbd(&["mirror", "image", "promote", "--force", &spec]).await?;
-    b.apply(&spec, Extents::default().fill(0, SIZE - 32 * MIB, 7).zeroes(SIZE - 8 * MIB, 4 * MIB)).await?;
-    b.snap_create(&format!("{spec}@astray")).await?;
-    a.apply(&spec, Extents::default().random(&scattered(3, 100, 0..SIZE))).await?;
-    let snap = a.mirror_snapshot(&spec).await?;
-    b.rbd(&["mirror", "image", "demote", &spec]).await?;
-    stage.state(b, "image", "up+error").await?;
-    b.rbd(&["mirror", "image", "resync", &spec]).await?;
-    for _ in 0..3 {
-        stage.kill_half_way(daemon, "image").await?;
-        let arrived = newest_arrived(b, &spec).await?;
-        ensure!(arrived.0 < snap, "half a resync counts as a whole one");
-        daemon = stage.daemon(b).await?;
-    }
-    stage.arrived("image", snap).await?;
-    expect_following(&stage, "image", &id).await?;
     daemon.stop(LIMIT).await?;
     stage.strike().await
 }

@@ -24,8 +24,7 @@ pub fn scattered(seed: u64, count: u64, within: std::ops::Range<u64>) -> RandomW
     RandomWrites { seed, count, block_bytes: 4096, within }
 }
 
-/// Held by the scenario whose turn it is.
-pub static TURN: Mutex<()> = Mutex::const_new(());
+static TURN: Mutex<()> = Mutex::const_new(());
 
 /// The pair of clusters that all scenarios share. It ends with this process.
 async fn clusters() -> Result<&'static TwoClusters> {

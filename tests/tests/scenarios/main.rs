@@ -11,7 +11,6 @@ mod clones;
 mod common;
 mod content;
 mod crashes;
-mod cut;
 mod erasure;
 mod failover;
 mod journal;
