@@ -57,7 +57,10 @@ async fn the_snapshot_being_copied_is_removed() -> Result<()> {
     lose_snapshot(&stage.a, &spec, snap).await?;
     daemon.kill(Signal::SIGCONT);
     let arrived = b.wait_copied(&spec, snap, LIMIT).await?;
-    ensure!(arrived.primary_snap_id == Some(next), "a snapshot that is gone was called complete: {arrived:?}");
+    ensure!(
+        arrived.primary_snap_id == Some(next),
+        "a snapshot that is gone was called complete: {arrived:?}"
+    );
     stage.expect_copied("image").await?;
     expect_following(&stage, "image", &id).await?;
     daemon.stop(LIMIT).await?;
@@ -129,7 +132,11 @@ async fn forced_promotion_across_a_resize() -> Result<()> {
     let stage = Stage::set("forced-resize").await?;
     let (a, b) = (&stage.clusters.a, &stage.clusters.b);
     let (small, large) = (20 * MIB + 4096, SIZE);
-    let cases = [("grown", small, large, true), ("shrunk", large, small, true), ("shrunk-alive", large, small, false)];
+    let cases = [
+        ("grown", small, large, true),
+        ("shrunk", large, small, true),
+        ("shrunk-alive", large, small, false),
+    ];
     for (name, from, to, killed) in cases {
         let spec = stage.spec(name);
         a.create_image(&spec, from, &[]).await?;

@@ -19,6 +19,13 @@ use crate::content;
 pub const LIMIT: Duration = Duration::from_secs(90);
 pub const MIB: u64 = 1 << 20;
 
+/// What makes Ceph's daemon look around more often, in seconds.
+const HASTE: [&str; 3] = [
+    "--rbd-mirror-leader-heartbeat-interval=1",
+    "--rbd-mirror-image-state-check-interval=3",
+    "--rbd-mirror-pool-replayers-refresh-interval=5",
+];
+
 /// Random writes of 4 KiB.
 pub fn scattered(seed: u64, count: u64, within: std::ops::Range<u64>) -> RandomWrites {
     RandomWrites { seed, count, block_bytes: 4096, within }
@@ -92,18 +99,24 @@ impl Stage {
 
     /// A daemon at `cluster`, ours or Ceph's.
     pub async fn daemon_of(&self, kind: &DaemonKind, cluster: &Cluster) -> Result<MirrorDaemon> {
-        self.daemon_with(kind, cluster, MirrorDaemonOptions::default()).await
+        self.daemon_with(kind, cluster, &[]).await
     }
 
-    /// A daemon at `cluster` with more arguments, or as another user.
+    /// The same with more arguments.
     pub async fn daemon_with(
         &self,
         kind: &DaemonKind,
         cluster: &Cluster,
-        mut options: MirrorDaemonOptions,
+        args: &[String],
     ) -> Result<MirrorDaemon> {
-        options.instance = cluster.name().to_string();
-        options.args.push("--debug-rbd-mirror=10".into());
+        let mut args = args.to_vec();
+        args.push("--debug-rbd-mirror=10".into());
+        if matches!(kind, DaemonKind::Ceph) {
+            // Left to itself, it takes a minute and more to follow a leader that was killed.
+            args.extend(HASTE.map(String::from));
+        }
+        let instance = cluster.name().to_string();
+        let options = MirrorDaemonOptions { instance, args, ..MirrorDaemonOptions::default() };
         MirrorDaemon::spawn(kind, cluster, &options).await
     }
 

@@ -1,7 +1,7 @@
 //! Mirroring is disabled, images are removed, trashed, renamed and reconfigured: the copy follows.
 
 use anyhow::{Context, Result, ensure};
-use tests::{Cluster, Extents, MirrorDaemonOptions};
+use tests::{Cluster, Extents};
 
 use crate::common::{LIMIT, MIB, Stage, ours, scattered, until};
 
@@ -139,8 +139,7 @@ async fn copies_wait_in_the_trash() -> Result<()> {
     let stage = Stage::set("trash").await?;
     let (a, b) = (&stage.clusters.a, &stage.clusters.b);
     let daemon = async |delay_s: u32| {
-        let args = vec![format!("--rbd-mirroring-delete-delay={delay_s}")];
-        stage.daemon_with(&ours(), b, MirrorDaemonOptions { args, ..MirrorDaemonOptions::default() }).await
+        stage.daemon_with(&ours(), b, &[format!("--rbd-mirroring-delete-delay={delay_s}")]).await
     };
     let trash = async || -> Result<Vec<serde_json::Value>> {
         let list = b.rbd_json(&["trash", "ls", "--all", "--long", &stage.pool]).await?;
@@ -173,8 +172,7 @@ async fn copies_wait_in_the_trash() -> Result<()> {
     .await?;
     let id = entry["id"].as_str().context("what is in the trash has an id")?;
     b.rbd(&["trash", "restore", &stage.spec(id)]).await?;
-    let (theirs, ours) =
-        (a.sha256(&stage.spec("mistake")).await?, b.sha256(&stage.spec("mistake")).await?);
+    let (theirs, ours) = (a.sha256(&stage.spec("mistake")).await?, b.sha256(&stage.spec("mistake")).await?);
     ensure!(theirs == ours, "what was taken back from the trash is not what was put there");
     hasty.stop(LIMIT).await?;
     stage.strike().await
