@@ -46,7 +46,7 @@ async fn expect_following(stage: &Stage, image: &str, id: &str) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_snapshot_being_copied_is_removed() -> Result<()> {
     let stage = Stage::set("end-gone").await?;
-    let (a, b) = (&stage.clusters.a, &stage.clusters.b);
+    let b = &stage.clusters.b;
     let spec = stage.spec("image");
     let mut daemon = copied_image(&stage, "image").await?;
     let id = image_id(b, &spec).await?;
@@ -102,7 +102,7 @@ async fn mirroring_is_disabled_half_way() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_while_it_mends_what_cephs_daemon_left() -> Result<()> {
     let stage = Stage::set("takeover-killed").await?;
-    let (a, b) = (&stage.clusters.a, &stage.clusters.b);
+    let b = &stage.clusters.b;
     let spec = stage.spec("image");
     let mut daemon = copied_image(&stage, "image").await?;
     let id = image_id(b, &spec).await?;
