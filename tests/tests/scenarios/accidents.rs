@@ -131,7 +131,7 @@ async fn killed_while_it_mends_what_cephs_daemon_left() -> Result<()> {
 async fn forced_promotion_across_a_resize() -> Result<()> {
     let stage = Stage::set("forced-resize").await?;
     let (a, b) = (&stage.clusters.a, &stage.clusters.b);
-    let (small, large) = (20 * MIB + 4096, SIZE);
+    let (small, large) = (SIZE - 60 * MIB + 4096, SIZE + 16 * MIB);
     let cases = [
         ("grown", small, large, true),
         ("shrunk", large, small, true),
