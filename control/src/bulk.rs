@@ -3,9 +3,12 @@
 //! What costs the stock tools their time is waiting: for one round of the monitors after the other. Images that are
 //! worked on at once share these rounds.
 
+use std::collections::BTreeSet;
+
 use futures::StreamExt;
 use rados::error::ResultExt;
 use rados::{Error, Result};
+use rbd::directory;
 
 use crate::pool::Pool;
 use crate::session::Session;
@@ -88,17 +91,35 @@ impl Pool {
         self.each(names, demote, progress).await
     }
 
-    /// Does `work` with each image. One that is gone meanwhile is passed over. The outcome is in the order of the names.
+    /// The images that are mirrored; `None` when that cannot be told: then each is looked at.
+    async fn mirrored(&self) -> Option<BTreeSet<String>> {
+        let mirroring = self.mirroring();
+        let (names, mirrored) =
+            futures::try_join!(directory::list(self.ioctx()), mirroring.image_ids()).ok()?;
+        Some(names.into_iter().filter(|(_, id)| mirrored.contains_key(id)).map(|(name, _)| name).collect())
+    }
+
+    /// Does `work` with each image that is mirrored. One that is gone meanwhile is passed over. The outcome is in the
+    /// order of the names.
     async fn each(
         &self,
         names: &[String],
         work: impl AsyncFn(&str) -> Result<Done>,
         mut progress: impl FnMut(Progress<'_>),
     ) -> PoolOutcome {
-        let work = &work;
-        let mut running = futures::stream::iter(names)
-            .map(|name| async move { (name, work(name).await) })
-            .buffer_unordered(self.options().images_in_flight.max(1));
+        let (work, mirrored) = (&work, self.mirrored().await);
+        let is_mirrored = |name: &String| mirrored.as_ref().is_none_or(|mirrored| mirrored.contains(name));
+        let one = |name| {
+            let is_mirrored = is_mirrored(name);
+            async move {
+                match is_mirrored {
+                    true => (name, work(name).await),
+                    false => (name, Ok(Done::PassedOver)),
+                }
+            }
+        };
+        let mut running =
+            futures::stream::iter(names).map(one).buffer_unordered(self.options().images_in_flight.max(1));
         let mut done: Vec<(&String, Result<Done>)> = Vec::new();
         while let Some((name, result)) = running.next().await {
             let result = result.optional().map(|done| done.unwrap_or(Done::PassedOver));

@@ -1,9 +1,21 @@
-//! Making an image primary no more. In snapshot mode: lock, read-only, last primary snapshot (demoted), prune.
+//! Making an image primary no more. In snapshot mode: lock, read-only, let writers finish, last primary snapshot
+//! (demoted), prune.
 //!
 //! The image is read-only from before the snapshot is made, so that the snapshot holds the last that was written. A
 //! demotion that was cut off behind the record of that snapshot is finished when it is asked for again.
 //!
+//! **Letting writers finish.** librbd looks once whether an image is read-only: when a write is asked of it. What then
+//! waits for the exclusive lock, which a demotion takes from it, is written when the lock comes back, read-only or not;
+//! and only when it gets the lock it reads the header afresh. Behind a demotion by librbd the queue of a running writer
+//! therefore lands on top of the demoted snapshot, where it is in no copy and stays in the image when it becomes one. So
+//! the lock is lent to whoever asks for it until nobody does: what he had let in is in the snapshot, and everything later
+//! he refuses (EROFS). Nobody can make a client notice who does not write meanwhile; the daemon undoes what such a one
+//! writes first (`rbd::rollback::undo_later_writes`). In journal mode none of this arises: whoever gets the lock of a
+//! demoted image may not open its journal, and so fails his queue (EPERM).
+//!
 //! Reference: `src/librbd/mirror/DemoteRequest.cc`, `src/librbd/mirror/snapshot/DemoteRequest.cc`.
+
+use std::time::Duration;
 
 use rados::error::ResultExt;
 use rados::{Error, Result, SnapId};
@@ -19,6 +31,13 @@ use crate::pool::Pool;
 use crate::primary::Purpose;
 use crate::report::ImageInfo;
 use crate::session::Session;
+
+/// How long a client who has the image open may take to write next, and so to ask for the lock.
+const ASKING_TIME: Duration = Duration::from_secs(1);
+/// How long whoever asked for the lock may take to get it when it is free.
+const TAKING_TIME: Duration = Duration::from_secs(2);
+/// How often the lock is lent at most.
+const LOANS_MAX: u32 = 32;
 
 /// The last primary snapshot of a demotion that was cut off.
 pub(crate) fn unfinished_demotion(header: &ImageHeader) -> Option<SnapId> {
@@ -83,8 +102,29 @@ impl Session {
             HeaderUpdate::of(image.id()).set_features(Features::NON_PRIMARY, Features::NON_PRIMARY);
         read_only.apply(image.header_ioctx()).await?;
         self.changed();
-        self.refresh().await?;
+        self.let_writers_finish().await?;
         self.create_primary_snapshot(Purpose::Demote, global_id, Quiesce::Skip).await.map(drop)
+    }
+
+    /// Lends the lock, which is ours, to whoever has writes waiting for it; the image is read-only. The header is fresh
+    /// then, and the lock ours again. EROFS when it is not given back.
+    async fn let_writers_finish(&mut self) -> Result<()> {
+        self.tell().await;
+        if self.lock().is_held() && self.watchers().await?.clients > 0 {
+            let mut report = self.lock().report();
+            for _ in 0..LOANS_MAX {
+                let asked = report.wait_for(|report| report.requested.is_some());
+                if tokio::time::timeout(ASKING_TIME, asked).await.is_err() {
+                    break;
+                }
+                self.lock().release().await?;
+                // One who has it by then is asked for it; one who does not may have given up.
+                let taken = report.wait_for(|report| report.owner.is_some());
+                tokio::time::timeout(TAKING_TIME, taken).await.ok();
+                self.acquire().await?;
+            }
+        }
+        self.refresh().await
     }
 
     pub(crate) fn refuse_unless_primary(&self, info: &ImageInfo) -> Result<()> {

@@ -16,7 +16,6 @@
 //! `Utils.cc` (`can_create_primary_snapshot`).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use rados::error::ResultExt;
 use rados::{Error, ErrorClass, Result, SnapId};
@@ -28,7 +27,7 @@ use rbd::mirroring::{GlobalImageId, PeerDirection};
 use rbd::snapshots::{self, NewSnapshot};
 use rbd::types::{Features, MirrorSnapshot, MirrorSnapshotState, Snapshot, SnapshotNamespace};
 use rbd::watch_notify::quiesce::{QUIESCE_ATTEMPTS, quiesce, unquiesce};
-use rbd::watch_notify::{AsyncRequestId, Operation, snap_create_flags};
+use rbd::watch_notify::{AsyncRequestId, Operation, next_request_number, snap_create_flags};
 use rbd::{ImageHeader, directory};
 
 use crate::config::Quiesce;
@@ -44,9 +43,6 @@ const PRUNING_ATTEMPTS_MAX: u32 = 3;
 const SNAPSHOTS_MAX: u64 = 5;
 /// Metadata of librbd's own begins so, and is not part of an image's state.
 const INTERNAL_METADATA_PREFIX: &str = ".rbd";
-
-/// Numbers of quiesce requests: far from those of other requests of the same watch.
-static QUIESCE_REQUESTS: AtomicU64 = AtomicU64::new(1 << 40);
 
 /// What for a mirror-snapshot is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,8 +144,7 @@ impl Session {
             return self.create_locally(name, namespace).await;
         }
         let (ioctx, id) = (self.image().header_ioctx().clone(), self.image().id().clone());
-        let number = QUIESCE_REQUESTS.fetch_add(1, Ordering::Relaxed);
-        let request = AsyncRequestId { client: self.lock().client_id(), number };
+        let request = AsyncRequestId { client: self.lock().client_id(), number: next_request_number() };
         let attempts = self
             .pool
             .image_number(self.header(), "rbd_quiesce_notification_attempts", QUIESCE_ATTEMPTS.into())

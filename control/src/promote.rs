@@ -13,8 +13,6 @@
 //! A promotion that was cut off is taken up where it was. Two states tell of one: an orphan on top, or a primary snapshot
 //! on top of an image that is still read-only (non-primary).
 //!
-//!
-//!
 //! Reference: `src/librbd/mirror/PromoteRequest.cc`, `src/librbd/mirror/snapshot/PromoteRequest.cc`.
 
 use std::collections::BTreeMap;
@@ -24,14 +22,13 @@ use rados::error::ResultExt;
 use rados::{Error, Result, SnapId};
 use rbd::exclusive_lock::Delegated;
 use rbd::header_update::HeaderUpdate;
-use rbd::layout::header_object;
-use rbd::mirroring::{GlobalImageId, MIRRORING_OBJECT, MirrorImageMode};
+use rbd::mirroring::{GlobalImageId, MirrorImageMode};
 use rbd::rollback::{RollbackOptions, rollback};
-use rbd::types::{Features, MirrorSnapshot, MirrorSnapshotState, SnapshotNamespace, Timestamp};
+use rbd::types::{Features, MirrorSnapshot, MirrorSnapshotState, Snapshot, SnapshotNamespace, Timestamp};
 use rbd::watch_notify::Operation;
 use rbd::{Image, ImageHeader};
 use serde::Serialize;
-use snapshot::begin::read_marker;
+use snapshot::begin::{PENDING_PREFIX, read_marker};
 
 use crate::bulk::Done;
 use crate::config::Quiesce;
@@ -49,8 +46,8 @@ const WATCHERS_INTERVAL: Duration = Duration::from_secs(1);
 /// From which point in time an image continues that is (or would be) promoted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Promotion {
-    /// The copy of a primary's mirror-snapshot that it continues from; `None` in journal mode, and when it never was a
-    /// copy.
+    /// The copy of a primary's mirror-snapshot that it continues from; `None` in journal mode, and when it continues from
+    /// a time when it was the primary itself.
     pub continues_from: Option<ContinuesFrom>,
     /// A newer mirror-snapshot was copied in part, and what had been copied is undone.
     pub rolls_back: bool,
@@ -151,10 +148,12 @@ impl Session {
         force: bool,
     ) -> Result<Promotion> {
         let mut decided = self.plan_promotion(force).await?;
+        let mut foreseen = None;
         if let Plan::Promote { forced: Some(forced), .. } = decided {
-            decided = self.take_from_daemons(global_id, forced).await?;
+            (decided, foreseen) = self.take_from_daemons(global_id, forced).await?;
         }
-        let promotion = foresee(self.header(), &decided);
+        let mut promotion = foresee(self.header(), &decided);
+        promotion.continues_from = promotion.continues_from.or(foreseen);
         match decided {
             Plan::Finish(_) => self.finish_promotion().await?,
             Plan::Promote { forced, .. } => {
@@ -190,12 +189,19 @@ impl Session {
         self.refresh().await
     }
 
-    /// Ends the copying of the image, and locks it. Answers with what is to be done then: a delta that was completed
-    /// meanwhile is whole.
-    async fn take_from_daemons(&mut self, global_id: &GlobalImageId, forced: Forced) -> Result<Plan> {
+    /// Ends the copying of the image, and locks it. Answers with what is to be done then (a delta that was completed
+    /// meanwhile is whole), and with the copy that was seen beside the orphan: Ceph's daemon takes the orphan for a newer
+    /// one, and may remove that copy before it looks closer.
+    async fn take_from_daemons(
+        &mut self,
+        global_id: &GlobalImageId,
+        forced: Forced,
+    ) -> Result<(Plan, Option<ContinuesFrom>)> {
         if !forced.resumed {
             self.create_orphan(global_id).await?;
         }
+        let seen = self.plan_promotion(true).await.ok();
+        let seen = seen.and_then(|seen| foresee(self.header(), &seen).continues_from);
         self.wait_for_daemons().await?;
         self.acquire().await?;
         self.refresh().await?;
@@ -205,7 +211,10 @@ impl Session {
         }
         match self.plan_promotion(true).await? {
             Plan::Promote { forced: Some(now), base } => {
-                Ok(Plan::Promote { forced: Some(Forced { resumed: forced.resumed, ..now }), base })
+                let decided = Plan::Promote { forced: Some(Forced { resumed: forced.resumed, ..now }), base };
+                // One that stays out of sight, and is not to be rolled back to, is what the head holds.
+                let gone = base.is_none() && now.roll_back.is_none();
+                Ok((decided, seen.filter(|_| gone)))
             }
             _ => Err(Error::new(libc::EAGAIN, "somebody else changed its role meanwhile")),
         }
@@ -221,7 +230,14 @@ impl Session {
             RollbackOptions { in_flight: self.pool.options().objects_in_flight, trust_object_maps: !resumed };
         rollback(self.image(), self.header(), to, options, |_, _| {}).await?;
         self.changed();
-        self.refresh().await
+        self.refresh().await?;
+        // User snapshots that our own daemon was filling.
+        let pending = |snapshot: &&Snapshot| {
+            snapshot.namespace == SnapshotNamespace::User && snapshot.name.starts_with(PENDING_PREFIX)
+        };
+        let pending: Vec<SnapId> =
+            self.header().snapshots.values().filter(pending).map(|snapshot| snapshot.id).collect();
+        self.remove_snapshots(&pending).await
     }
 
     async fn create_orphan(&mut self, global_id: &GlobalImageId) -> Result<()> {
@@ -241,7 +257,7 @@ impl Session {
         let mut changes = self.lock().report();
         loop {
             changes.mark_unchanged();
-            if !self.daemon_watches().await? {
+            if self.watchers().await?.daemons == 0 {
                 return Ok(());
             }
             let told = tokio::time::timeout(WATCHERS_INTERVAL, changes.changed());
@@ -249,17 +265,6 @@ impl Session {
                 return Err(Error::new(libc::ENOTCONN, "the image cannot be watched any more"));
             }
         }
-    }
-
-    /// True when a client that watches the header is one that watches the mirroring of the pool.
-    async fn daemon_watches(&self) -> Result<bool> {
-        let ioctx = self.image().header_ioctx();
-        let header = header_object(self.image().id());
-        let watchers = ioctx.list_watchers(&header).await?;
-        let daemons = ioctx.list_watchers(MIRRORING_OBJECT).await.optional()?.unwrap_or_default();
-        let this = ioctx.backend().instance_id();
-        let watches = watchers.iter().filter(|watcher| watcher.client != this);
-        Ok(watches.into_iter().any(|watcher| daemons.iter().any(|daemon| daemon.address == watcher.address)))
     }
 }
 

@@ -14,7 +14,8 @@ use rados::error::ResultExt;
 use rados::{Error, Result, SnapId};
 use rbd::exclusive_lock::{Delegated, ExclusiveLock, LockOptions, RequestPolicy};
 use rbd::image::OpenImage;
-use rbd::mirroring::{GlobalImageId, MirrorImage};
+use rbd::layout::header_object;
+use rbd::mirroring::{GlobalImageId, MIRRORING_OBJECT, MirrorImage};
 use rbd::types::ImageId;
 use rbd::watch_notify::{Operation, notify_header_update};
 use rbd::{Features, Image, ImageHeader, directory};
@@ -35,6 +36,15 @@ pub(crate) struct Session {
     untold: bool,
     /// Its journal is left alone when the lock is taken.
     journal_ignored: bool,
+}
+
+/// How many watch an image, beside this program.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Watchers {
+    /// Mirror daemons.
+    pub(crate) daemons: usize,
+    /// Others: those who have it open.
+    pub(crate) clients: usize,
 }
 
 impl Session {
@@ -173,6 +183,23 @@ impl Session {
             Delegated::DoneByOwner => self.refresh().await?,
         }
         Ok(delegated)
+    }
+
+    /// Who else watches the header.
+    pub(crate) async fn watchers(&self) -> Result<Watchers> {
+        let ioctx = self.image().header_ioctx();
+        let of_image = ioctx.list_watchers(&header_object(self.image().id())).await?;
+        let of_mirroring = ioctx.list_watchers(MIRRORING_OBJECT).await.optional()?.unwrap_or_default();
+        let this = ioctx.backend().instance_id();
+        let mut watchers = Watchers::default();
+        for watcher in of_image.iter().filter(|watcher| watcher.client != this) {
+            // Daemons alone watch the mirroring of the pool, too.
+            match of_mirroring.iter().any(|daemon| daemon.address == watcher.address) {
+                true => watchers.daemons += 1,
+                false => watchers.clients += 1,
+            }
+        }
+        Ok(watchers)
     }
 
     /// Remembers that those who have the image open are to be told of a change.

@@ -54,7 +54,10 @@ impl Session {
     async fn snapshot(&mut self, quiesce: Option<Quiesce>) -> Result<SnapId> {
         let (info, global_id) = self.enabled_info().await?;
         if info.mode != Some(MirrorImageMode::Snapshot) {
-            let what = format!("image '{}' is not mirrored by snapshots", self.spec());
+            let what = format!(
+                "cannot make a mirror-snapshot of image '{}': it is not mirrored by snapshots",
+                self.spec()
+            );
             return Err(Error::new(libc::EINVAL, what));
         }
         let quiesce = match quiesce {

@@ -8,7 +8,9 @@
 //! Reference: `src/common/ConfUtils.cc`, `src/common/config.cc`.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+use bootstrap::connect::default_conf_places;
 
 use crate::options::Options;
 
@@ -31,7 +33,7 @@ impl Configuration {
     pub fn load(options: Options) -> anyhow::Result<Self> {
         let conf_file = match &options.conf_file {
             Some(named) => Some(named.clone()),
-            None => default_places(&options.cluster).into_iter().find(|place| place.is_file()),
+            None => default_conf_places(&options.cluster).into_iter().find(|place| place.is_file()),
         };
         let text = match &conf_file {
             Some(path) => std::fs::read_to_string(path).map_err(|e| {
@@ -108,17 +110,6 @@ impl Configuration {
 pub fn short_hostname() -> Option<String> {
     let name = nix::unistd::gethostname().ok()?.into_string().ok()?;
     name.split('.').next().map(str::to_string)
-}
-
-/// Where Ceph looks for a cluster's configuration file.
-pub fn default_places(cluster: &str) -> Vec<PathBuf> {
-    let file = format!("{cluster}.conf");
-    let mut places = vec![Path::new("/etc/ceph").join(&file)];
-    if let Some(home) = std::env::var_os("HOME") {
-        places.push(Path::new(&home).join(".ceph").join(&file));
-    }
-    places.push(PathBuf::from(file));
-    places
 }
 
 /// Splits what follows a `$` into the variable's name (`name` or `{name}`) and the rest.

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bootstrap::RemotePeer;
 use rados::{Cluster, ErrorClass, IoCtx, PoolId};
 use rbd::mirroring::{MirrorMode, Mirroring};
 use serde_json::Value;
@@ -22,7 +23,7 @@ use tokio::task::{Id, JoinSet};
 use tokio::time::{interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::connect::{Connector, Peer};
+use crate::connect::Connector;
 use crate::control::{Control, Orders, PoolControl};
 use crate::image::Shared;
 use crate::leader::Leader;
@@ -53,7 +54,7 @@ pub struct PoolReplayer {
     /// Its name, the same in both clusters.
     pub pool_name: String,
     /// The peer.
-    pub peer: Peer,
+    pub peer: RemotePeer,
     /// Makes the connections.
     pub connector: Connector,
     /// Tells this site's name.

@@ -10,13 +10,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bootstrap::{PeerAttributes, RemotePeer, attributes, site_name};
 use futures::future::join_all;
 use rados::{Cluster, ErrorClass, PoolId, Result};
 use rbd::mirroring::{MirrorMode, Mirroring, PeerDirection};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::connect::{self, Peer, PeerKeys};
 use crate::service::{Level, ServiceDaemon};
 
 /// How often pools are looked at when there are few.
@@ -36,7 +36,7 @@ pub struct MirroredPool {
     /// Its name.
     pub name: String,
     /// The peers that we pull from, by uuid.
-    pub peers: BTreeMap<String, Peer>,
+    pub peers: BTreeMap<String, RemotePeer>,
 }
 
 /// Mirrored pools by id.
@@ -47,7 +47,7 @@ pub struct Discovery {
     /// What was found, and the site's name.
     found: watch::Sender<Found>,
     service: ServiceDaemon,
-    keys: BTreeMap<(PoolId, String), (Instant, PeerKeys)>,
+    keys: BTreeMap<(PoolId, String), (Instant, PeerAttributes)>,
 }
 
 /// The result of the search.
@@ -76,7 +76,7 @@ impl Discovery {
         loop {
             let round = Instant::now();
             if site_name_read.is_none_or(|at| at.elapsed() >= KEYS_INTERVAL)
-                && let Some(site_name) = tolerate("the site's name", connect::site_name(cluster).await)?
+                && let Some(site_name) = tolerate("the site's name", site_name(cluster).await)?
             {
                 self.found.send_if_modified(|found| replace(&mut found.site_name, site_name));
                 site_name_read = Some(round);
@@ -138,23 +138,23 @@ impl Discovery {
         &mut self,
         cluster: &Cluster,
         pool: PoolId,
-        peers: Vec<Peer>,
-    ) -> Result<(BTreeMap<String, Peer>, Option<String>)> {
+        peers: Vec<RemotePeer>,
+    ) -> Result<(BTreeMap<String, RemotePeer>, Option<String>)> {
         let mut complete = BTreeMap::new();
         let mut trouble = None;
         for mut peer in peers {
             let slot = (pool, peer.uuid.clone());
             let known = self.keys.get(&slot);
             if known.is_none_or(|(read, _)| read.elapsed() >= KEYS_INTERVAL) {
-                match connect::peer_keys(cluster, pool, &peer.uuid).await {
+                match attributes::read(cluster, pool, &peer.uuid).await {
                     Ok(keys) => {
-                        self.keys.insert(slot.clone(), (Instant::now(), keys));
+                        self.keys.insert(slot.clone(), (Instant::now(), keys.unwrap_or_default()));
                     }
-                    Err(connect::PeerError::Rados(e)) if e.class() == ErrorClass::Fenced => return Err(e),
+                    Err(e) if e.class() == ErrorClass::Fenced => return Err(e),
                     Err(e) => trouble = Some(e.to_string()),
                 }
             }
-            peer.keys = self.keys.get(&slot).map(|(_, keys)| keys.clone()).unwrap_or_default();
+            peer.attributes = self.keys.get(&slot).map(|(_, keys)| keys.clone()).unwrap_or_default();
             complete.insert(peer.uuid.clone(), peer);
         }
         Ok((complete, trouble))
@@ -167,18 +167,13 @@ async fn pools(cluster: &Cluster) -> Result<Vec<(PoolId, String)>> {
 }
 
 /// The peers from which a pool pulls, without their keys; `None` when it is not mirrored.
-async fn receiving_peers(cluster: &Cluster, pool: PoolId) -> Result<Option<Vec<Peer>>> {
+async fn receiving_peers(cluster: &Cluster, pool: PoolId) -> Result<Option<Vec<RemotePeer>>> {
     let mirroring = Mirroring::new(&cluster.pool(pool));
     if mirroring.mode().await? == MirrorMode::Disabled {
         return Ok(None);
     }
     let peers = mirroring.peers().await?.into_iter().filter(|peer| peer.direction != PeerDirection::Tx);
-    let peers = peers.map(|peer| Peer {
-        uuid: peer.uuid,
-        site_name: peer.site_name,
-        client_name: peer.client_name,
-        keys: PeerKeys::default(),
-    });
+    let peers = peers.map(|peer| RemotePeer::new(&peer, PeerAttributes::default()));
     Ok(Some(peers.collect()))
 }
 

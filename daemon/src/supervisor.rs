@@ -6,12 +6,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bootstrap::RemotePeer;
 use rados::{Cluster, ErrorClass, PoolId};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::connect::{Connector, Peer};
+use crate::connect::Connector;
 use crate::control::Control;
 use crate::pool_replayer::PoolReplayer;
 use crate::pools::{Discovery, Found};
@@ -105,7 +106,7 @@ struct Replayers {
 
 struct Running {
     pool_name: String,
-    peer: Peer,
+    peer: RemotePeer,
     cancel: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -171,7 +172,13 @@ impl Replayers {
         }
     }
 
-    fn start(&mut self, key: (PoolId, String), pool_name: String, peer: Peer, after: Option<JoinHandle<()>>) {
+    fn start(
+        &mut self,
+        key: (PoolId, String),
+        pool_name: String,
+        peer: RemotePeer,
+        after: Option<JoinHandle<()>>,
+    ) {
         tracing::info!("pool '{pool_name}': mirroring from {peer}");
         let replayer = PoolReplayer {
             pool: key.0,

@@ -17,7 +17,7 @@ use rados::{Error, Result, SnapId, WriteOp, WriteSub};
 use crate::header::ImageHeader;
 use crate::header_update::HeaderUpdate;
 use crate::image::Image;
-use crate::object_map::ObjectMap;
+use crate::object_map::{ObjectMap, ObjectState};
 use crate::snapshots::invalidate_object_map;
 use crate::types::{Features, ImageFlags, ObjectNumber};
 
@@ -76,6 +76,20 @@ async fn rollback_objects(
         _ => false,
     };
     let objects = (0..total).filter(|object| !passed_over(object));
+    rollback_each(image, header, snap, options.in_flight, objects, |done| progress(done, total)).await?;
+    progress(total, total);
+    Ok(())
+}
+
+async fn rollback_each(
+    image: &Image,
+    header: &ImageHeader,
+    snap: SnapId,
+    in_flight: usize,
+    objects: impl Iterator<Item = u64>,
+    mut progress: impl FnMut(u64),
+) -> Result<()> {
+    let snap_count = header.layout.object_count(header.size_at(snap).unwrap_or(0));
     let mut changes = futures::stream::iter(objects)
         .map(|object| async move {
             let sub = if object < snap_count { WriteSub::Rollback(snap) } else { WriteSub::Remove };
@@ -83,14 +97,65 @@ async fn rollback_objects(
             let op = WriteOp::new(name).under(header.snap_context.clone()).with(sub);
             image.data_ioctx().write(op).await.optional()
         })
-        .buffer_unordered(options.in_flight.max(1));
+        .buffer_unordered(in_flight.max(1));
     let mut done = 0;
     while changes.try_next().await?.is_some() {
         done += 1;
-        progress(done, total);
+        progress(done);
     }
-    progress(total, total);
     Ok(())
+}
+
+/// Undoes what was written to the head since `snap`, its newest snapshot, was made; the size must not have changed since.
+/// Answers with how many objects were rolled back: those that the object maps call written, or all where these do not
+/// tell. Can be repeated, like a rollback. `header` must be fresh, and the exclusive lock is the caller's to hold.
+pub async fn undo_later_writes(
+    image: &Image,
+    header: &ImageHeader,
+    snap: SnapId,
+    in_flight: usize,
+) -> Result<u64> {
+    let what = || format!("cannot undo what was written to image {} since snapshot {snap}", image.id());
+    let undone = async {
+        let fast_diff = header.features.has(Features::FAST_DIFF);
+        let maps = match fast_diff && fast_diff_is_valid(header, snap) {
+            true => believable_map(image, header, SnapId::HEAD)
+                .await?
+                .zip(believable_map(image, header, snap).await?),
+            false => None,
+        };
+        let mut objects: Vec<u64> = (0..header.object_count()).collect();
+        if let Some((of_head, of_snap)) = &maps {
+            objects.retain(|object| {
+                written_since(of_head.get(ObjectNumber(*object)), of_snap.get(ObjectNumber(*object)))
+            });
+        }
+        let count = objects.len() as u64;
+        rollback_each(image, header, snap, in_flight, objects.iter().copied(), |_| {}).await?;
+        if let Some((of_head, mut of_snap)) = maps.filter(|_| count > 0) {
+            let mut target = of_head.clone();
+            of_snap.snap_add();
+            objects.iter().map(|object| ObjectNumber(*object)).for_each(|o| target.set(o, of_snap.get(o)));
+            image.object_map(SnapId::HEAD).asserting_lock(true).store(&of_head, &target).await?;
+        }
+        Ok(count)
+    };
+    undone.await.context(what())
+}
+
+fn fast_diff_is_valid(header: &ImageHeader, snap: SnapId) -> bool {
+    let valid = |flags: ImageFlags| !flags.has(ImageFlags::FAST_DIFF_INVALID);
+    [SnapId::HEAD, snap].into_iter().all(|at| header.flags_at(at).is_some_and(valid))
+}
+
+/// True when an object was written or removed since a snapshot, as the states in the maps of the head and of that newest
+/// snapshot tell.
+fn written_since(in_head: ObjectState, in_snap: ObjectState) -> bool {
+    match in_head {
+        ObjectState::Exists | ObjectState::Pending => true,
+        ObjectState::ExistsClean => !in_snap.may_exist(),
+        ObjectState::NonExistent => in_snap.may_exist(),
+    }
 }
 
 /// The object map of the head or of a snapshot, when it may be believed.

@@ -31,6 +31,7 @@
 pub mod quiesce;
 mod watch;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -94,6 +95,13 @@ impl AsyncRequestId {
     pub fn is_empty(&self) -> bool {
         *self == AsyncRequestId::default()
     }
+}
+
+/// A number that no request of this process has had. Numbers of one watch alone would not do: a later watch may have the
+/// cookie of an earlier one, and whoever is asked remembers for a while what he has done.
+pub fn next_request_number() -> u64 {
+    static NUMBERS: AtomicU64 = AtomicU64::new(1);
+    NUMBERS.fetch_add(1, Ordering::Relaxed)
 }
 
 impl Encode for AsyncRequestId {

@@ -32,7 +32,7 @@ use deep_copy::steps::CopySteps;
 /// Extended attribute of the local header that holds the [`Marker`]: `u64` snapshot id, `u8` 1 for a repair.
 const MARKER_XATTR: &str = "rbd_mirror.exact";
 /// How a user snapshot is called while it is being filled; its id follows.
-const PENDING_PREFIX: &str = ".mirror.pending.";
+pub const PENDING_PREFIX: &str = ".mirror.pending.";
 /// How often a change of the header is tried again because somebody else changed it meanwhile.
 pub(crate) const ATTEMPTS_MAX: u32 = 8;
 

@@ -8,9 +8,10 @@ use journal::event::{Event, EventEntry};
 use journal::image_journal::ImageJournal;
 use journal::types::{IMAGE_CLIENT_ID, LOCAL_MIRROR_UUID, TagData, TagPredecessor};
 use journal::{Journal, TailStart};
-use rados::Extent;
+use rados::{Extent, SnapId};
 use rbd::exclusive_lock::{ExclusiveLock, LockOptions, RequestPolicy};
 use rbd::mirroring::MirrorImageMode;
+use rbd::object_map::ObjectState;
 use rbd::types::Timestamp;
 use rbd::{Image, ImageHeader};
 use tokio::process::Child;
@@ -27,11 +28,11 @@ struct Writer {
 
 impl Writer {
     async fn start(world: &World, pool: &Pool, name: &str) -> Result<Writer> {
-        let spec = format!("{}/{name}", pool.name());
-        let args =
-            ["bench", "--io-type", "write", "--io-size", "4K", "--io-threads", "4", "--io-total", "100G"];
-        let tool = world.a.stock.tool("rbd").args(args).args(["--io-pattern", "rand", &spec]);
-        let child = tool.start()?;
+        let args = ["--name=vm", "--ioengine=rbd", "--clientname=admin", "--rw=randwrite", "--bs=4k"];
+        let pace = ["--iodepth=8", "--rate_iops=1000", "--size=100%", "--time_based", "--runtime=600"];
+        let image = [format!("--pool={}", pool.name()), format!("--rbdname={name}")];
+        let tool = tests::Tool::new("fio").env("CEPH_CONF", world.a.stock.conf_path());
+        let child = tool.args(args).args(pace).args(image).start()?;
         let writer = Writer { child };
         tests::wait::until("the writer to have the lock", LIMIT, || async {
             Ok(owner(pool, name).await?.filter(|count| *count == 1).map(drop))
@@ -102,6 +103,12 @@ pub async fn a_demotion_stops_a_writer(world: &World) -> Result<()> {
         ensure!(pool.image_info(IMAGE).await?.role == Role::Orphan, "it is not demoted");
         let spec = format!("{}/{IMAGE}", pool.name());
         let content = world.a.stock.sha256(&spec).await?;
+        if mode == MirrorImageMode::Snapshot {
+            // The writer's librbd marks an object before it writes to it.
+            let head = open(&pool, IMAGE).await?.0.object_map(SnapId::HEAD).load().await?;
+            let written = head.iter().filter(|state| *state == ObjectState::Exists).count();
+            ensure!(written == 0, "{written} objects were written to behind the last snapshot");
+        }
         pool.promote(IMAGE, false).await?;
         ensure!(world.a.stock.sha256(&spec).await? == content, "somebody wrote behind the demotion");
         world.a.scribble(&spec, 9).await?;

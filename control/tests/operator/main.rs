@@ -6,6 +6,8 @@ mod copies;
 mod crashes;
 mod locks;
 mod picture;
+mod pools;
+mod refusals;
 mod twins;
 mod world;
 
@@ -43,6 +45,14 @@ fn main() -> ExitCode {
             failed,
             filter,
             [
+                refusals::of_images_that_are_not_mirrored,
+                refusals::of_pools_in_other_modes,
+                refusals::of_clones,
+                refusals::of_whole_pools_with_clones,
+                pools::all_at_once,
+                pools::a_namespace,
+                pools::peers_by_hand,
+                pools::a_token_is_imported,
                 twins::a_life_in_snapshot_mode,
                 twins::a_life_in_journal_mode,
                 copies::a_planned_failover,

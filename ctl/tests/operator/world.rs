@@ -166,9 +166,14 @@ impl World {
 
     /// Makes an image at the first cluster with something in it, and has it mirrored by snapshots.
     pub async fn mirrored_image(&self, spec: &str, size: u64, seed: u64) -> Result<()> {
+        self.mirrored_image_in(spec, "snapshot", size, seed).await
+    }
+
+    /// The same in a mode.
+    pub async fn mirrored_image_in(&self, spec: &str, mode: &str, size: u64, seed: u64) -> Result<()> {
         self.a().create_image(spec, size, &[]).await?;
         self.a().apply(spec, Extents::default().fill(0, size / 2, seed)).await?;
-        self.a().rbd(&["mirror", "image", "enable", spec, "snapshot"]).await?;
+        self.a().rbd(&["mirror", "image", "enable", spec, mode]).await?;
         Ok(())
     }
 
@@ -180,39 +185,34 @@ impl World {
     }
 }
 
-/// Somebody who writes to an image all the time, through librbd, until it is told to stop or cannot any more.
+/// Somebody who writes to an image all the time, through librbd, until it is told to stop or cannot any more; then it
+/// closes the image in order, as a VM does that goes on without its disk.
 pub struct Writer {
     child: Child,
 }
 
 impl Writer {
-    /// Begins to write small blocks here and there.
-    pub fn start(cluster: &Cluster, spec: &str) -> Result<Writer> {
-        let args = [
-            "bench",
-            "--io-type",
-            "write",
-            "--io-size",
-            "4096",
-            "--io-threads",
-            "4",
-            "--io-pattern",
-            "rand",
-            "--io-total",
-            "64G",
-            "--rbd-cache",
-            "false",
-            spec,
-        ];
-        let mut command = stock(cluster, &args);
+    /// Begins to write small blocks here and there, and waits until the image is open.
+    pub async fn start(cluster: &Cluster, spec: &str) -> Result<Writer> {
+        let (pool, name) = spec.split_once('/').context("POOL/IMAGE")?;
+        let mut command = bare(Path::new("fio"));
+        command.env("CEPH_CONF", cluster.conf_path());
+        command.args(["--name=writer", "--ioengine=rbd", "--clientname=admin", "--rw=randwrite", "--bs=4k"]);
+        command.args(["--iodepth=8", "--rate_iops=1000", "--size=100%", "--time_based", "--runtime=600"]);
+        command.args([format!("--pool={pool}"), format!("--rbdname={name}")]);
         command.stdout(Stdio::null()).stderr(Stdio::null());
-        Ok(Writer { child: command.spawn()? })
+        let child = command.spawn()?;
+        until("the writer to have the lock", async || {
+            Ok(cluster.rbd(&["lock", "ls", spec]).await?.contains("auto"))
+        })
+        .await?;
+        Ok(Writer { child })
     }
 
-    /// Ends it, whatever it is doing.
-    pub async fn stop(mut self) -> Result<()> {
-        self.child.start_kill().ok();
-        self.child.wait().await?;
+    /// Waits until it ends by itself, with an error.
+    pub async fn fails(mut self) -> Result<()> {
+        let ended = tokio::time::timeout(LIMIT, self.child.wait()).await.context("it goes on writing")??;
+        ensure!(!ended.success(), "it ended well");
         Ok(())
     }
 }

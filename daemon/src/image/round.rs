@@ -19,6 +19,7 @@ use rbd::exclusive_lock::LockState;
 use rbd::header_update::HeaderUpdate;
 use rbd::image_state::resync_key;
 use rbd::mirroring::MirrorImageMode;
+use rbd::rollback::undo_later_writes;
 use rbd::{Features, snapshots};
 use snapshot::begin::{self, Begun};
 use snapshot::commit;
@@ -34,6 +35,9 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 /// How long whoever stopped a copy has before it is taken up again.
 const YIELD_PAUSE: Duration = Duration::from_secs(1);
 
+/// Objects that are rolled back at once.
+const STRAYS_IN_FLIGHT: usize = 32;
+
 /// What stopped a copy before its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Interruption {
@@ -47,8 +51,12 @@ impl Session<'_> {
     /// Copies a mirror-snapshot. Answers with how to end the session, if so.
     pub(super) async fn round(&mut self, sync: &Sync) -> Result<Option<End>> {
         let ctx = self.ctx;
+        let kept_since_last_round = self.lock.is_held();
         if self.local.header.features.has(Features::EXCLUSIVE_LOCK) {
             self.lock.acquire().await?;
+        }
+        if !kept_since_last_round && !self.undo_strays(sync).await? {
+            return Ok(None);
         }
         let peers = if sync.demoted { self.local_peer_uuids().await? } else { Default::default() };
         let ids = ctx.shared.snap_ids(self.local.image.data_ioctx());
@@ -95,6 +103,33 @@ impl Session<'_> {
         );
         self.apply_image_state(begun.local_end).await?;
         Ok(None)
+    }
+
+    /// Undoes what others wrote to the image since it became what the round goes on from: a client who had it open when
+    /// it was demoted, and was not told before, writes what was in his queue by then. Such writes are in no delta, so
+    /// they would stay. False when the image changed meanwhile: plan anew.
+    async fn undo_strays(&mut self, sync: &Sync) -> Result<bool> {
+        // All else compares, or begins with what is in the head.
+        let goes_on = matches!(sync.mode, CopyMode::Delta | CopyMode::Clean)
+            && sync.resume.is_none()
+            && !sync.anchor
+            && sync.discard.is_empty();
+        // Without the lock nobody can tell when somebody wrote: it is looked at once.
+        let looked_at = self.local.header.features.has(Features::EXCLUSIVE_LOCK) || self.was_demoted();
+        let Some(base) = sync.local_start.filter(|_| goes_on && looked_at) else { return Ok(true) };
+        self.local.refresh().await?;
+        let (image, header) = (&self.local.image, &self.local.header);
+        if header.snapshots.values().rev().find(|s| s.mirror().is_some()).map(|s| s.id) != Some(base) {
+            return Ok(false);
+        }
+        let undone = undo_later_writes(image, header, base, STRAYS_IN_FLIGHT).await?;
+        if undone > 0 {
+            tracing::warn!(
+                image = %self.ctx.global_image_id,
+                "rolled {undone} objects back to snapshot {base}: somebody may have written to them since"
+            );
+        }
+        Ok(true)
     }
 
     /// Both ends of what was copied must have been there all the time. One that is being removed leaves the namespace of

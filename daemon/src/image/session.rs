@@ -324,7 +324,7 @@ impl<'a> Session<'a> {
     }
 
     /// True when the local image was primary until its newest mirror-snapshot.
-    fn was_demoted(&self) -> bool {
+    pub(super) fn was_demoted(&self) -> bool {
         let newest = self.local.header.snapshots.values().rev().find_map(Snapshot::mirror);
         newest.is_some_and(|mirror| mirror.state == MirrorSnapshotState::PrimaryDemoted)
     }

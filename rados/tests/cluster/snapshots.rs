@@ -1,6 +1,7 @@
 //! Self-managed snapshots, and the history of an object.
 
 use bytes::Bytes;
+use rados::error::ResultExt;
 use rados::{Extent, ReadAnswer, ReadOp, ReadSub, SnapContext, SnapId, WriteOp, WriteSub};
 
 use super::{pool, unique};
@@ -35,6 +36,18 @@ async fn an_object_is_read_at_every_snapshot_and_lists_its_clones() {
     assert_eq!((set.clones[0].size, set.clones[2].size), (8, 10));
     assert_eq!(set.clones[0].overlap, [Extent::new(0, 2), Extent::new(4, 4)]);
     assert_eq!(set.clones[1].overlap, [Extent::new(0, 6)]);
+
+    // Back to what it was, and forth; what it holds meanwhile stays for its snapshots.
+    let context = SnapContext::new(vec![one, two, three]);
+    for (snap, content) in [(one, &b"aaaaaaaa"[..]), (three, b"aabbaaaa")] {
+        let rollback = WriteOp::new(&name).under(context.clone()).with(WriteSub::Rollback(snap));
+        io.write(rollback).await.unwrap();
+        assert_eq!(read(SnapId::HEAD).await.unwrap(), content);
+    }
+    let absent = unique("absent");
+    let rollback = WriteOp::new(&absent).under(context).with(WriteSub::Rollback(one));
+    io.write(rollback).await.optional().unwrap();
+    assert!(io.stat(&absent).await.unwrap_err().is_not_found());
 
     // Without its head the object still serves its snapshots.
     let context = SnapContext::new(vec![one, two, three]);

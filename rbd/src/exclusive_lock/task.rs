@@ -20,8 +20,8 @@ use crate::layout::header_object;
 use crate::managed_lock::{Attempt, ManagedLock};
 use crate::types::ImageId;
 use crate::watch_notify::{
-    AsyncRequestId, ClientId, HeaderEvent, HeaderWatch, Notification, Operation, Responder, notify,
-    owner_response,
+    AsyncRequestId, ClientId, HeaderEvent, HeaderWatch, Notification, Operation, Responder,
+    next_request_number, notify, owner_response,
 };
 
 /// Pause before the lock is asked for again after an error, or when nobody answered.
@@ -101,7 +101,6 @@ pub(super) struct Task {
     answers: FuturesUnordered<OwnerAnswered>,
     /// News on their way. Nothing waits for them: a watcher who died lately holds them up for seconds.
     announcements: FuturesUnordered<BoxFuture<'static, ()>>,
-    requests: u64,
     ending: Option<Ending>,
 }
 
@@ -133,7 +132,6 @@ impl Task {
             asked: HashMap::new(),
             answers: FuturesUnordered::new(),
             announcements: FuturesUnordered::new(),
-            requests: 0,
             ending: None,
         }
     }
@@ -452,8 +450,7 @@ impl Task {
             let _ = answer.send(Err(Error::new(libc::ERESTART, what)));
             return;
         }
-        self.requests += 1;
-        let request = AsyncRequestId { client: self.header.client_id(), number: self.requests };
+        let request = AsyncRequestId { client: self.header.client_id(), number: next_request_number() };
         self.asked.insert(request, Asked { answer, give_up: Instant::now() + OPERATION_TIMEOUT });
         let (ioctx, image) = (self.ioctx.clone(), self.image.clone());
         let notification = Notification::Operation { request, operation };

@@ -9,6 +9,7 @@ mod creation;
 mod headers;
 mod object_maps;
 mod removal;
+mod rollback;
 mod snapshots;
 mod world;
 
@@ -71,6 +72,10 @@ fn main() -> ExitCode {
                 crashes::renaming,
                 crashes::removing,
                 crashes::trashing,
+                rollback::rollbacks_leave_the_same,
+                rollback::later_writes_are_undone,
+                rollback::a_clone_sees_its_parent_again,
+                rollback::removing_many_leaves_the_same,
                 removal::nothing_is_left,
                 removal::images_in_use_stay,
                 removal::trash_is_shared_with_stock_tools,
