@@ -13,9 +13,9 @@ help: ## Show the targets
 deps: ## Install the Debian packages that building and testing need (as root)
 	@scripts/install-deps
 
-build: ## Build the daemon, with the Debian packages for that: target/release/rbd-mirror
+build: ## Build daemon and command, with the Debian packages for that: target/release/rbd-mirror, rbd-mirrorctl
 	@scripts/install-deps build
-	$(CARGO) build --release --locked -p daemon
+	$(CARGO) build --release --locked -p daemon -p ctl
 
 demo: deps ## Two clusters, a mirrored pool, and a tour of it; leaves the clusters running
 	$(CARGO) build --release --locked -p daemon -p tests --bin rbd-mirror --bin demo

@@ -14,8 +14,10 @@
 //! data that they would serve. Two different ranges pass for equal with a chance of 2^-64. Object maps are believed only
 //! in the case above, and only about what did *not* change between two pairs.
 //!
-//! Nothing is written on either side. Cancel-safe.
+//! Nothing is written on either side, but for the snapshots that [`checkpoint`] makes where the two have no point in common.
+//! Cancel-safe.
 
+pub mod checkpoint;
 pub mod compare;
 pub mod pace;
 pub mod pair;

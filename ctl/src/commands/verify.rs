@@ -2,11 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use control::verify::checkpoint::NAME_PREFIX;
 use control::verify::pace::Pace;
-use control::verify::{self, Options, Progress, Subject};
+use control::verify::{self, Options, Progress, Subject, VerifyError};
 use control::{ImageInfo, Pool, Role};
 use futures::StreamExt;
+use rados::SnapId;
+use rbd::ImageHeader;
+use rbd::mirroring::MirrorImageMode;
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 
@@ -20,6 +25,8 @@ use crate::output::{self, Bar, Table, time};
 use crate::record::{Outcome, Record, SiteName};
 use crate::targets::{self, Targets};
 
+/// How often it is looked whether a new common point has arrived.
+const POLL_INTERVAL: Duration = Duration::from_millis(300);
 /// Images that are looked at at the same time.
 const IMAGES_AT_ONCE: usize = 8;
 /// What the process ends with when a copy differs.
@@ -62,6 +69,20 @@ pub struct Verifier<'a> {
     pub other: &'a OtherSite,
     /// How to compare.
     pub options: Options,
+    /// Make a new common point first, in any case.
+    pub new_point: bool,
+    /// How long a new common point may take to arrive.
+    pub timeout: Duration,
+}
+
+/// The two images of a pair by what they are to each other.
+struct Ordered<'a> {
+    primary_pool: &'a Pool,
+    primary: &'a ImageInfo,
+    primary_subject: Subject,
+    copy_subject: Subject,
+    /// The primary is at the other site.
+    primary_there: bool,
 }
 
 /// Carries out the command.
@@ -80,7 +101,15 @@ pub async fn run(request: &Request, args: &VerifyArgs) -> Result<(), Failure> {
     let pace = Arc::new(Pace::new(args.parallel, args.max_objects_per_second, bytes));
     let options = Options { parallel: args.parallel, pace, ..Options::default() };
     let mirror_uuid = targets::mirror_uuid(&targets.pool).await?;
-    let verifier = Verifier { pool: &targets.pool, mirror_uuid, site_name, other: &other, options };
+    let verifier = Verifier {
+        pool: &targets.pool,
+        mirror_uuid,
+        site_name,
+        other: &other,
+        options,
+        new_point: args.new_point,
+        timeout: Duration::from_secs(args.timeout),
+    };
     let mut there = targets::images_there(&other).await?;
     let (mut pairs, mut verified) = (Vec::new(), Vec::new());
     for image in targets.images {
@@ -123,26 +152,16 @@ impl Verifier<'_> {
     }
 
     async fn one(&self, index: usize, pair: &Pair, send: &mpsc::UnboundedSender<(usize, Progress)>) -> Verified {
-        let subject = |pool: &Pool, info: &ImageInfo, mirror_uuid: &str| Subject {
-            ioctx: pool.ioctx().clone(),
-            id: info.id.clone(),
-            mirror_uuid: mirror_uuid.to_string(),
-        };
-        let here = subject(self.pool, &pair.here, &self.mirror_uuid);
-        let there = subject(&self.other.pool, &pair.there, &self.other.mirror_uuid);
         let mut verified = self.named(&pair.here);
-        let (primary, copy) = match (pair.here.role, pair.there.role) {
-            (Role::Primary, Role::Primary) => {
-                verified.code = libc::EINVAL;
-                verified.error = Some("both sites are primary (split-brain): neither is a copy of the other".to_string());
-                return verified;
-            }
-            (Role::Primary, _) => {
-                verified.copy_at = self.other.name.clone();
-                (here, there)
-            }
-            _ => (there, here),
-        };
+        if pair.here.role == Role::Primary && pair.there.role == Role::Primary {
+            verified.code = libc::EINVAL;
+            verified.error = Some("both sites are primary (split-brain): neither is a copy of the other".to_string());
+            return verified;
+        }
+        let ordered = self.ordered(pair);
+        if !ordered.primary_there {
+            verified.copy_at = self.other.name.clone();
+        }
         let (progress, mut changes) = watch::channel(Progress::default());
         let forward = async {
             while changes.changed().await.is_ok() {
@@ -150,18 +169,114 @@ impl Verifier<'_> {
             }
         };
         let compare = async {
-            let found = verify::verify(&primary, &copy, &self.options, &progress).await;
+            let found = self.compare(&ordered, &progress).await;
             drop(progress);
             found
         };
         match tokio::join!(compare, forward).0 {
             Ok(report) => verified.report = Some(report),
-            Err(error) => {
-                verified.code = error.errno();
-                verified.error = Some(error.to_string());
+            Err(failure) => {
+                verified.code = failure.code();
+                verified.error = Some(failure.to_string());
             }
         }
         verified
+    }
+
+    fn ordered<'b>(&'b self, pair: &'b Pair) -> Ordered<'b> {
+        let subject = |pool: &Pool, info: &ImageInfo, mirror_uuid: &str| Subject {
+            ioctx: pool.ioctx().clone(),
+            id: info.id.clone(),
+            mirror_uuid: mirror_uuid.to_string(),
+        };
+        let here = subject(self.pool, &pair.here, &self.mirror_uuid);
+        let there = subject(&self.other.pool, &pair.there, &self.other.mirror_uuid);
+        match pair.here.role {
+            Role::Primary => Ordered {
+                primary_pool: self.pool,
+                primary: &pair.here,
+                primary_subject: here,
+                copy_subject: there,
+                primary_there: false,
+            },
+            _ => Ordered {
+                primary_pool: &self.other.pool,
+                primary: &pair.there,
+                primary_subject: there,
+                copy_subject: here,
+                primary_there: true,
+            },
+        }
+    }
+
+    /// Compares a pair; where it has no point in common and one can be made, that is done first.
+    async fn compare(
+        &self,
+        pair: &Ordered<'_>,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<verify::Report, Failure> {
+        let compare = || verify::verify(&pair.primary_subject, &pair.copy_subject, &self.options, progress);
+        let failed = |error: VerifyError| Failure::new(error.errno(), error.to_string());
+        let journalled = pair.primary.mode == Some(MirrorImageMode::Journal);
+        if !self.new_point {
+            match compare().await {
+                Err(VerifyError::NothingInCommon(_)) if journalled && pair.primary.role == Role::Primary => {}
+                found => return found.map_err(failed),
+            }
+        }
+        let name = &pair.primary.name;
+        if !journalled {
+            let snap = self.of_primary(pair, pair.primary_pool.snapshot(name, None)).await?;
+            self.arrive(pair, |header| has_copy_of(header, snap)).await?;
+            return compare().await.map_err(failed);
+        }
+        let point = format!("{NAME_PREFIX}{}", uuid::Uuid::new_v4());
+        self.of_primary(pair, pair.primary_pool.make_checkpoint(name, &point)).await?;
+        let found = async {
+            self.arrive(pair, |header| header.user_snapshot(&point).is_some()).await?;
+            compare().await.map_err(failed)
+        };
+        let found = found.await;
+        // Whatever came of it. Those that were left behind by a run that was killed go, too.
+        let removed = self.of_primary(pair, pair.primary_pool.remove_checkpoints(name)).await;
+        if let Err(failure) = removed {
+            output::complain(&failure.to_string());
+        }
+        found
+    }
+
+    /// Waits for what is asked of the primary's cluster.
+    async fn of_primary<T>(
+        &self,
+        pair: &Ordered<'_>,
+        request: impl Future<Output = rados::Result<T>>,
+    ) -> Result<T, Failure> {
+        match pair.primary_there {
+            true => self.other.answer(request).await,
+            false => Ok(request.await?),
+        }
+    }
+
+    /// Waits until the copy's header is as wanted.
+    async fn arrive(&self, pair: &Ordered<'_>, arrived: impl Fn(&ImageHeader) -> bool) -> Result<(), Failure> {
+        let copy = &pair.copy_subject;
+        let wait = async {
+            loop {
+                let read = ImageHeader::read(&copy.ioctx, &copy.id);
+                let header = if pair.primary_there { read.await? } else { self.other.answer(read).await? };
+                if arrived(&header) {
+                    return Ok(());
+                }
+                tokio::time::sleep(POLL_INTERVAL).await;
+            }
+        };
+        tokio::time::timeout(self.timeout, wait).await.unwrap_or_else(|_| {
+            let sentence = format!(
+                "a new common point has not arrived after {}; does the mirror daemon run?",
+                time::span(self.timeout.as_secs())
+            );
+            Err(Failure::new(libc::ETIMEDOUT, sentence))
+        })
     }
 
     fn alone(&self, info: &ImageInfo) -> Verified {
@@ -198,6 +313,12 @@ impl Verified {
             (None, error) => format!("not compared: {}", error.as_deref().unwrap_or("no reason is known")),
         }
     }
+}
+
+/// True when an image holds a complete copy of the mirror-snapshot `snap` of its primary, or of a later one.
+fn has_copy_of(header: &ImageHeader, snap: SnapId) -> bool {
+    let copies = header.snapshots.values().filter_map(|snapshot| snapshot.mirror());
+    copies.filter(|m| m.state.is_non_primary() && m.complete && !m.is_orphan()).any(|m| m.primary_snap_id >= snap)
 }
 
 /// Prints and records what was found, and decides what the process ends with.

@@ -1,4 +1,214 @@
-use anyhow::Result; use crate::world::World;
-pub async fn proves_and_disproves(_: &World) -> Result<()> {Ok(())}
-pub async fn under_a_writer(_: &World) -> Result<()> {Ok(())}
-pub async fn copies_of_cephs_daemon(_: &World) -> Result<()> {Ok(())}
+//! `verify`: equal copies of every shape are proved equal, and whatever is altered in one is found, where it is.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tests::image::RandomWrites;
+use tests::{Cluster, DaemonKind, Extents};
+
+use crate::world::{LIMIT, MIB, World, Writer, our_daemon, run_ours, until};
+
+/// What is proved of a pool, image by image.
+async fn verified(cluster: &Cluster, args: &[&str], code: i32) -> Result<BTreeMap<String, Value>> {
+    let said = run_ours(cluster, &[&["verify", "--format", "json"], args].concat()).await?;
+    ensure!(said.code == Some(code), "{said:?}");
+    let record: Value = serde_json::from_str(&said.stdout)?;
+    let images = record["details"].as_array().context("images are told")?;
+    let name = |image: &Value| image["image"].as_str().unwrap_or_default().to_string();
+    Ok(images.iter().map(|image| (name(image), image.clone())).collect())
+}
+
+fn expect_equal(found: &BTreeMap<String, Value>, images: &[String]) -> Result<()> {
+    for image in images {
+        let one = found.get(image).with_context(|| format!("{image} is not told"))?;
+        ensure!(one["report"]["equal"] == true, "{one:#}");
+    }
+    Ok(())
+}
+
+/// Writes straight to an object of a copy.
+async fn spoil(cluster: &Cluster, pool: &str, object: &str, offset: u64, data: &[u8]) -> Result<()> {
+    let put = cluster.tool("rados").args(["-p", pool, "put", object, "-", "--offset", &offset.to_string()]);
+    put.stdin(data.to_vec()).run().await?;
+    Ok(())
+}
+
+async fn object_prefix(cluster: &Cluster, image: &str) -> Result<String> {
+    let info = cluster.rbd_json(&["info", image]).await?;
+    info["block_name_prefix"].as_str().map(str::to_string).context("an image has a prefix")
+}
+
+/// Images of many shapes, a clone among them, in a pool and a namespace.
+async fn shapes(world: &World, pool: &str) -> Result<Vec<String>> {
+    let a = world.a();
+    for cluster in world.clusters.both() {
+        cluster.rbd(&["namespace", "create", &format!("{pool}/n")]).await?;
+    }
+    world.clusters.enable_mirroring(&format!("{pool}/n")).await?;
+    let shapes: [(&str, u64, &[&str]); 6] = [
+        ("plain", 12 * MIB, &[]),
+        ("odd", 9 * MIB + 12_345, &[]),
+        ("small-objects", 3 * MIB, &["--object-size", "64K"]),
+        ("striped", 16 * MIB, &["--stripe-unit", "64K", "--stripe-count", "3"]),
+        ("bare", 8 * MIB, &["--image-feature", "layering"]),
+        ("n/named", 8 * MIB, &[]),
+    ];
+    let mut images = Vec::new();
+    for (seed, (name, size, args)) in (1..).zip(shapes) {
+        let image = format!("{pool}/{name}");
+        a.create_image(&image, size, args).await?;
+        let writes = RandomWrites { seed, count: 20, block_bytes: 20_000, within: 0..size };
+        a.write_random(&image, &writes).await?;
+        images.push(image);
+    }
+    a.apply(&format!("{pool}/plain"), Extents::default().zeroes(5 * MIB, 2 * MIB)).await?;
+    a.create_image(&format!("{pool}/empty"), 64 * MIB, &[]).await?;
+    images.push(format!("{pool}/empty"));
+    a.snap_create(&format!("{pool}/plain@base")).await?;
+    a.clone_image(&format!("{pool}/plain@base"), &format!("{pool}/clone"), 2).await?;
+    a.apply(&format!("{pool}/clone"), Extents::default().fill(MIB, 8192, 77)).await?;
+    images.push(format!("{pool}/clone"));
+    for image in &images {
+        a.rbd(&["mirror", "image", "enable", image, "snapshot"]).await?;
+    }
+    for image in &images {
+        world.arrived(a, world.b(), image).await?;
+    }
+    Ok(images)
+}
+
+pub async fn proves_and_disproves(world: &World) -> Result<()> {
+    let pool = world.mirrored_pool().await?;
+    let (a, b) = (world.a(), world.b());
+    let mut daemon = world.daemon(&our_daemon(), b).await?;
+    let images = shapes(world, &pool).await?;
+    let (named, rest): (Vec<_>, Vec<_>) = images.iter().cloned().partition(|image| image.contains("/n/"));
+    let namespace = format!("{pool}/n/");
+    for cluster in [a, b] {
+        expect_equal(&verified(cluster, &[&pool], 0).await?, &rest)?;
+        expect_equal(&verified(cluster, &[&namespace], 0).await?, &named)?;
+    }
+    daemon.stop(LIMIT).await?;
+
+    // What a reader cannot see is no difference: zeros where there is no object, and bytes behind the image's end.
+    let prefix = object_prefix(b, &format!("{pool}/empty")).await?;
+    spoil(b, &pool, &format!("{prefix}.0000000000000003"), 0, &[0; 5000]).await?;
+    let prefix = object_prefix(b, &format!("{pool}/odd")).await?;
+    spoil(b, &pool, &format!("{prefix}.0000000000000002"), MIB + 12_345, b"behind the end").await?;
+    expect_equal(&verified(b, &[&pool], 0).await?, &rest)?;
+
+    // Everything else is. In the image that is cloned it shows through in the clone.
+    let spoilt = [
+        ("plain", "0000000000000000", 70_000, 69_632),
+        ("empty", "0000000000000005", 4096, 20 * MIB + 4096),
+        ("small-objects", "0000000000000007", 100, 7 * 65_536),
+        // The second stripe unit of the second of three objects.
+        ("striped", "0000000000000001", 65_536, 4 * 65_536),
+        ("odd", "0000000000000002", MIB + 12_000, 9 * MIB + 8192),
+        ("bare", "0000000000000001", 0, 4 * MIB),
+    ];
+    for (name, object, offset, _) in spoilt {
+        let prefix = object_prefix(b, &format!("{pool}/{name}")).await?;
+        spoil(b, &pool, &format!("{prefix}.{object}"), offset, b"astray").await?;
+    }
+    let found = verified(b, &[&pool], libc::EIO).await?;
+    let expected = spoilt.iter().map(|(name, object, _, at)| (*name, *object, *at)).chain([(
+        "clone",
+        "0000000000000000",
+        69_632,
+    )]);
+    for (name, object, at) in expected {
+        let one = &found[&format!("{pool}/{name}")];
+        let differences = one["report"]["differences"].as_array().context("differences are told")?;
+        ensure!(one["report"]["equal"] == false && differences.len() == 1, "{one:#}");
+        let range = &differences[0]["ranges"][0];
+        ensure!(differences[0]["copy_object"].as_str().is_some_and(|name| name.ends_with(object)), "{one:#}");
+        ensure!(range["offset"] == at && range["length"].as_u64().is_some_and(|length| length <= 4096), "{one:#}");
+    }
+    let told = run_ours(b, &["verify", &pool]).await?;
+    ensure!(told.stdout.contains("DIFFERENT in 1 objects") && told.stdout.contains("differs at"), "{told:?}");
+
+    // An object that is lost.
+    let one = format!("{pool}/plain");
+    let prefix = object_prefix(b, &one).await?;
+    b.rados(&["-p", &pool, "rm", &format!("{prefix}.0000000000000002")]).await?;
+    let found = verified(b, &[&one], libc::EIO).await?;
+    ensure!(found[&one]["report"]["objects_different"] == 2, "{found:?}");
+    world.strike(&pool).await
+}
+
+/// While somebody writes, and mirror-snapshots come and go faster than the comparison ends: it moves along with them.
+pub async fn under_a_writer(world: &World) -> Result<()> {
+    let pool = world.mirrored_pool().await?;
+    let (a, b) = (world.a(), world.b());
+    let _daemon = world.daemon(&our_daemon(), b).await?;
+    let image = format!("{pool}/image");
+    a.create_image(&image, 48 * MIB, &["--object-size", "64K"]).await?;
+    a.apply(&image, Extents::default().fill(0, 24 * MIB, 1)).await?;
+    a.rbd(&["mirror", "image", "enable", &image, "snapshot"]).await?;
+    world.arrived(a, b, &image).await?;
+    let writer = Writer::start(a, &image)?;
+    let schedule = async {
+        loop {
+            a.mirror_snapshot(&image).await?;
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+        }
+    };
+    let verify = verified(b, &[&image, "--max-objects-per-second", "60", "--parallel", "4"], 0);
+    let found = tokio::select! {
+        found = verify => found?,
+        error = schedule => { let _: std::convert::Infallible = error?; anyhow::bail!("unreachable") }
+    };
+    writer.stop().await?;
+    expect_equal(&found, std::slice::from_ref(&image))?;
+    let report = &found[&image]["report"];
+    ensure!(report["moves"].as_u64() >= Some(1), "its pair never went away: {report}");
+    ensure!(report["objects"].as_u64() >= Some(768) && report["seconds"].as_f64() > Some(10.0), "{report}");
+
+    let fresh = verified(b, &[&image, "--new-point"], 0).await?;
+    let newer = |found: &BTreeMap<String, Value>| found[&image]["report"]["pair"]["primary_snap"].as_u64();
+    ensure!(newer(&fresh) > newer(&found), "no new point was made");
+    world.strike(&pool).await
+}
+
+/// Copies that Ceph's daemon made: in snapshot mode, where it leaves the newest delta outside the snapshot, and in journal
+/// mode, where a common point must be made.
+pub async fn copies_of_cephs_daemon(world: &World) -> Result<()> {
+    let pool = world.mirrored_pool().await?;
+    let (a, b) = (world.a(), world.b());
+    let _daemon = world.daemon(&DaemonKind::Ceph, b).await?;
+    let (image, journalled) = (format!("{pool}/image"), format!("{pool}/journalled"));
+    world.mirrored_image(&image, 16 * MIB, 5).await?;
+    a.create_image(&journalled, 8 * MIB, &["--image-feature", "exclusive-lock,journaling"]).await?;
+    a.apply(&journalled, Extents::default().fill(0, 4 * MIB, 6)).await?;
+    a.rbd(&["mirror", "image", "enable", &journalled, "journal"]).await?;
+    world.arrived(a, b, &image).await?;
+    for round in 0..2 {
+        a.write_random(&image, &RandomWrites { seed: round, count: 10, block_bytes: 4096, within: 0..16 * MIB }).await?;
+        let snap = a.mirror_snapshot(&image).await?;
+        b.wait_copied(&image, snap, LIMIT).await?;
+        expect_equal(&verified(a, &[&image], 0).await?, std::slice::from_ref(&image))?;
+    }
+    b.wait_mirror_state(&journalled, "up+replaying", LIMIT).await?;
+    // With nobody at it, and with somebody who writes.
+    for busy in [false, true] {
+        let writer = if busy { Some(Writer::start(a, &journalled)?) } else { None };
+        for cluster in [a, b] {
+            expect_equal(&verified(cluster, &[&journalled], 0).await?, std::slice::from_ref(&journalled))?;
+        }
+        if let Some(writer) = writer {
+            writer.stop().await?;
+        }
+        let left = a.rbd(&["snap", "ls", &journalled]).await?;
+        ensure!(!left.contains("verify"), "a snapshot is left behind: {left}");
+    }
+    // A snapshot that a user made will do.
+    a.snap_create(&format!("{journalled}@theirs")).await?;
+    let copied = format!("{journalled}@theirs");
+    until("the user's snapshot to be copied", async || Ok(b.rbd(&["info", &copied]).await.is_ok())).await?;
+    let found = verified(a, &[&journalled], 0).await?;
+    ensure!(found[&journalled]["report"]["pair"]["name"] == "theirs", "{found:?}");
+    world.strike(&pool).await
+}
