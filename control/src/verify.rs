@@ -139,7 +139,9 @@ pub enum VerifyError {
     #[error("there is no snapshot that both have: {0}")]
     NothingInCommon(String),
     /// The pairs went away faster than objects could be compared.
-    #[error("mirror-snapshots came and went faster than objects could be compared; try again when fewer are taken")]
+    #[error(
+        "mirror-snapshots came and went faster than objects could be compared; try again when fewer are taken"
+    )]
     NeverStill,
     /// The primary's cluster.
     #[error("cannot read the primary: {0}")]
@@ -386,7 +388,8 @@ impl<'a> Run<'a> {
 
 async fn open_views(sides: &Sides, pair: &Pair) -> Result<(View, View), VerifyError> {
     let (primary, copy) = (&sides.primary, &sides.copy);
-    let theirs = async { View::open(&primary.0, &primary.1, pair.primary_snap).await.map_err(VerifyError::Primary) };
+    let theirs =
+        async { View::open(&primary.0, &primary.1, pair.primary_snap).await.map_err(VerifyError::Primary) };
     let ours = async { View::open(&copy.0, &copy.1, pair.read_copy_at).await.map_err(VerifyError::Copy) };
     futures::try_join!(theirs, ours)
 }

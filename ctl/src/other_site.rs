@@ -57,7 +57,9 @@ impl OtherSite {
         let uuid = bounded(timeout, &format!("site '{name}'"), there.uuid()).await?;
         let mirror_uuid = uuid.unwrap_or_default();
         if mirror_uuid.is_empty() {
-            return Err(Failure::invalid(format!("mirroring is not enabled in {pool_there} of site '{name}'")));
+            return Err(Failure::invalid(format!(
+                "mirroring is not enabled in {pool_there} of site '{name}'"
+            )));
         }
         Ok(OtherSite { name, cluster, pool: pool_there, mirror_uuid, timeout })
     }
@@ -94,7 +96,9 @@ async fn connect_options(
             let attributes = pool.peers().attributes(&peer.uuid).await?.unwrap_or_default();
             let connector: PeerConnector = site.peer_connector();
             let known = connector.peer_options(&RemotePeer::new(peer, attributes));
-            let mut options = known.map_err(|e| Failure::new(e.errno(), format!("{e}; or name its configuration file (--peer-conf)")))?;
+            let mut options = known.map_err(|e| {
+                Failure::new(e.errno(), format!("{e}; or name its configuration file (--peer-conf)"))
+            })?;
             if let Some(name) = &args.peer_name {
                 options.client_name = name.clone();
                 // The key that is known belongs to the client that is known.
@@ -111,7 +115,8 @@ async fn connect_options(
         }
     };
     if options.client_name.is_empty() {
-        let sentence = "the client name at the other site is not known: name it (--peer-name, with --peer-keyring)";
+        let sentence =
+            "the client name at the other site is not known: name it (--peer-name, with --peer-keyring)";
         return Err(Failure::invalid(sentence));
     }
     if let Some(keyring) = &args.peer_keyring {

@@ -55,7 +55,8 @@ pub fn rows(status: &ImageStatus, name: &str, site_name: &str, now: u64) -> Vec<
         Role::Orphan => "demoted",
         Role::Unknown => "unknown",
     };
-    let row = |site: &str, report: &SiteReport| Row { image: name.to_string(), role, ..row(site, report, now) };
+    let row =
+        |site: &str, report: &SiteReport| Row { image: name.to_string(), role, ..row(site, report, now) };
     let named = |report: &SiteReport| report.site_name.clone().unwrap_or_else(|| report.mirror_uuid.clone());
     match (status.info.role, &status.local) {
         (Role::Primary, _) if !status.peer_sites.is_empty() => {
@@ -123,7 +124,8 @@ fn row(site: &str, report: &SiteReport, now: u64) -> Row {
 
 /// The table for people.
 pub fn table(rows: &[Row]) -> String {
-    let headings = ["IMAGE", "ROLE", "COPIED BY", "STATE", "AGE", "BEHIND", "LEFT", "RATE", "DONE IN", "NOTE"];
+    let headings =
+        ["IMAGE", "ROLE", "COPIED BY", "STATE", "AGE", "BEHIND", "LEFT", "RATE", "DONE IN", "NOTE"];
     let mut table = Table::for_people(&headings);
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_string());
     for row in rows {
@@ -171,7 +173,7 @@ mod tests {
         }
     }
 
-    fn replaying(json: serde_json::Value, now: u64) -> Row {
+    fn replaying(json: Value, now: u64) -> Row {
         row("b", &report(&format!("replaying, {json}")), now)
     }
 

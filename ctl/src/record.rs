@@ -90,7 +90,12 @@ impl Record {
     }
 
     /// The text of the record.
-    pub fn text<D: Serialize>(&self, outcome: Outcome, error: Option<&Failure>, details: &D) -> Result<String, Failure> {
+    pub fn text<D: Serialize>(
+        &self,
+        outcome: Outcome,
+        error: Option<&Failure>,
+        details: &D,
+    ) -> Result<String, Failure> {
         let file = File {
             command: self.command,
             arguments: std::env::args().skip(1).collect(),
@@ -105,11 +110,17 @@ impl Record {
             details,
         };
         let text = serde_json::to_string_pretty(&file);
-        text.map_err(|e| Failure::new(libc::EIO, format!("cannot make the report: {e}"))).map(|text| text + "\n")
+        text.map_err(|e| Failure::new(libc::EIO, format!("cannot make the report: {e}")))
+            .map(|text| text + "\n")
     }
 
     /// Writes the record, in one step.
-    pub fn write<D: Serialize>(&self, outcome: Outcome, error: Option<&Failure>, details: &D) -> Result<(), Failure> {
+    pub fn write<D: Serialize>(
+        &self,
+        outcome: Outcome,
+        error: Option<&Failure>,
+        details: &D,
+    ) -> Result<(), Failure> {
         let Some(path) = &self.path else { return Ok(()) };
         let text = self.text(outcome, error, details)?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));

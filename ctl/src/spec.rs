@@ -26,7 +26,7 @@ use crate::grammar::rbd::{ImageArgs, LevelArgs, PoolArgs, PoolNameArgs};
 /// Pool, namespace, image and snapshot, any of which but the image may be absent.
 static RELAXED: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"^(?:([^/]+)/(?:([^/@]+)/)?)?([^@]+)(?:@(.+))?$").ok());
-/// As [`struct@RELAXED`], with no `/` or `@` in any name.
+/// As [`static@RELAXED`], with no `/` or `@` in any name.
 static STRICT: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"^(?:([^/@]+)/(?:([^/@]+)/)?)?([^/@]+)(?:@([^/@]+))?$").ok());
 /// Pool, namespace and image of a target.
@@ -76,7 +76,9 @@ impl LevelSpec {
     pub fn resolve(&self, default_pool: &str) -> Level {
         let pool = self.pool.as_deref().filter(|pool| !pool.is_empty()).unwrap_or(default_pool);
         match (&self.image, &self.namespace, &self.pool) {
-            (Some(image), namespace, _) => Level::image(pool, namespace.as_deref().unwrap_or_default(), image),
+            (Some(image), namespace, _) => {
+                Level::image(pool, namespace.as_deref().unwrap_or_default(), image)
+            }
             (None, Some(namespace), _) => Level::namespace(pool, namespace),
             (None, None, Some(_)) => Level::pool(pool),
             (None, None, None) => Level::global(),
@@ -149,7 +151,10 @@ pub fn image(args: &ImageArgs, words: &mut Positionals) -> Result<ImageSpec, Fai
     }
     let namespace = parts.namespace.or_else(|| args.namespace.clone()).unwrap_or_default();
     check_namespace(&namespace)?;
-    Ok(ImageSpec { place: PoolSpec { pool: parts.pool.or_else(|| args.pool.clone()), namespace }, image: parts.name })
+    Ok(ImageSpec {
+        place: PoolSpec { pool: parts.pool.or_else(|| args.pool.clone()), namespace },
+        image: parts.name,
+    })
 }
 
 /// What a schedule is for.
@@ -169,7 +174,11 @@ pub fn level(args: &LevelArgs) -> Result<LevelSpec, Failure> {
             return Err(Failure::invalid(sentence));
         }
     }
-    Ok(LevelSpec { pool: pool.or(parts.pool), namespace: namespace.or(parts.namespace), image: Some(parts.name) })
+    Ok(LevelSpec {
+        pool: pool.or(parts.pool),
+        namespace: namespace.or(parts.namespace),
+        image: Some(parts.name),
+    })
 }
 
 /// What one of our own commands works on; `None` when nothing was named.

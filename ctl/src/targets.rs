@@ -55,7 +55,9 @@ impl Targets {
 /// What was named on the command line; naming nothing is an error.
 pub fn named(args: &TargetArgs) -> Result<Target, Failure> {
     spec::target(args)?.ok_or_else(|| {
-        Failure::invalid("nothing was named; name a pool (POOL), a namespace (POOL/NAMESPACE/) or an image (POOL/IMAGE)")
+        Failure::invalid(
+            "nothing was named; name a pool (POOL), a namespace (POOL/NAMESPACE/) or an image (POOL/IMAGE)",
+        )
     })
 }
 

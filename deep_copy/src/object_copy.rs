@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::budget::Budget;
 use crate::checksum::{Compared, Comparison};
-use crate::object_plan::{Action, Local, WriteFrame, actions, state_after};
+use crate::object_plan::{Action, Local, WriteFrame, actions, read_of, state_after};
 use crate::snapset::{Change, DisorderedClones, StepDelta, deltas};
 use crate::steps::{CopyStep, CopySteps};
 
@@ -158,7 +158,7 @@ struct ObjectPlan {
     first_reads: Option<Vec<Read>>,
 }
 
-/// A range that was asked for, and what a sparse read of it found.
+/// A range that was asked for, and what a read of it found.
 type Read = (Extent, ReadAnswer);
 
 impl ObjectCopier {
@@ -376,7 +376,7 @@ impl ObjectCopier {
             return Ok(Vec::new());
         }
         let op = ReadOp::new(object).at(step.remote);
-        let op = reads.iter().fold(op, |op, extent| op.with(ReadSub::SparseRead(*extent)));
+        let op = reads.iter().fold(op, |op, extent| op.with(read_of(*extent)));
         match self.remote.data.read(op).await {
             Ok(reply) if reply.answers.len() == reads.len() => {
                 Ok(reads.into_iter().zip(reply.answers).collect())
@@ -431,7 +431,7 @@ fn batch(actions: &[Action], from: usize) -> (usize, u64) {
 
 fn data_bytes(answer: &ReadAnswer) -> u64 {
     match answer {
-        ReadAnswer::Sparse { data, .. } => data.len() as u64,
+        ReadAnswer::Sparse { data, .. } | ReadAnswer::Data(data) => data.len() as u64,
         _ => 0,
     }
 }

@@ -28,7 +28,7 @@
 
 use bytes::Bytes;
 use rados::encoding::Encoder;
-use rados::{Extent, ReadAnswer, SnapContext, SnapId, WriteOp, WriteSub};
+use rados::{Extent, ReadAnswer, ReadSub, SnapContext, SnapId, WriteOp, WriteSub};
 use rbd::object_map::ObjectState;
 
 use crate::ranges::RangeSet;
@@ -36,6 +36,8 @@ use crate::snapset::{Change, StepDelta};
 
 /// Runs of zeros as long as this, and aligned to it, are not written but deallocated.
 const ZERO_RUN_BYTES: u64 = 64 << 10;
+/// Longest range that is read without asking where its holes are.
+const PLAIN_READ_BYTES_MAX: u64 = 16 << 10;
 /// Most ranges that one read asks for: with more of them, small gaps are read, too.
 const READ_RANGES_MAX: usize = 256;
 /// `ASSERT_SNAPC_SEQ_GT_SNAPSET_SEQ`.
@@ -159,19 +161,23 @@ pub struct WriteFrame<'a> {
 
 impl WriteFrame<'_> {
     /// The one write of a step. `reads` are the answers to [`Action::reads`], in order. `None` when there is nothing to
-    /// do, or when an answer is not that of a sparse read of its range.
+    /// do, or when an answer is not that of a read of its range.
     pub fn write(&self, action: &Action, reads: &[(Extent, ReadAnswer)]) -> Option<WriteOp> {
-        let op = WriteOp::new(self.object).under(self.context.clone()).exec(
-            "rbd",
-            "assert_snapc_seq",
-            Encoder::new().u64(self.newest_local.0).u8(SNAPC_SEQ_GREATER).finish(),
-        );
+        let op = WriteOp::new(self.object).under(self.context.clone());
         match action {
             Action::Nothing => None,
-            Action::Remove => Some(op.with(WriteSub::Remove)),
-            Action::Replace { size } => Some(self.replace(op, *size, pieces(reads)?)),
-            Action::Update { size, .. } => Some(update(op, *size, reads, pieces(reads)?)),
+            // Of an object that was just removed the guard knows nothing.
+            Action::Remove => Some(self.guarded(op).with(WriteSub::Remove)),
+            // Behind the data the guard holds as well, and the data lies at the beginning of the message: there it is
+            // aligned to pages in the memory of the OSD, which otherwise copies it once more before it goes to the disk.
+            Action::Replace { size } => Some(self.guarded(self.replace(op, *size, pieces(reads)?))),
+            Action::Update { size, .. } => Some(self.guarded(update(op, *size, reads, pieces(reads)?))),
         }
+    }
+
+    fn guarded(&self, op: WriteOp) -> WriteOp {
+        let newest_local = Encoder::new().u64(self.newest_local.0).u8(SNAPC_SEQ_GREATER).finish();
+        op.exec("rbd", "assert_snapc_seq", newest_local)
     }
 
     fn replace(&self, op: WriteOp, size: u64, mut pieces: Vec<(u64, Bytes)>) -> WriteOp {
@@ -203,12 +209,23 @@ fn with_writes(op: WriteOp, pieces: Vec<(u64, Bytes)>) -> WriteOp {
     pieces.into_iter().fold(op, |op, (offset, data)| op.with(WriteSub::Write { offset, data }))
 }
 
+/// How to read a range of a remote object. Of a small one, an OSD reads the bytes with less work than it looks for
+/// holes in it.
+pub fn read_of(extent: Extent) -> ReadSub {
+    if extent.length <= PLAIN_READ_BYTES_MAX { ReadSub::Read(extent) } else { ReadSub::SparseRead(extent) }
+}
+
 /// What the reads found that is not zero, as slices of what they answered.
 fn pieces(reads: &[(Extent, ReadAnswer)]) -> Option<Vec<(u64, Bytes)>> {
     let mut pieces = Vec::new();
     for (asked, answer) in reads {
-        let ReadAnswer::Sparse { extents, data } = answer else {
-            return None;
+        let (extents, data) = match answer {
+            ReadAnswer::Sparse { extents, data } => (extents, data),
+            ReadAnswer::Data(data) if data.len() as u64 <= asked.length => {
+                push_nonzero(&mut pieces, asked.offset, data);
+                continue;
+            }
+            _ => return None,
         };
         let mut at = 0usize;
         for extent in extents {

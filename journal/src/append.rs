@@ -15,7 +15,9 @@ use rados::{Error, Result, WriteOp};
 use crate::entry::RawEntry;
 use crate::event::EventEntry;
 use crate::metadata::{CLASS, Journal};
-use crate::types::{CommitPosition, EntryPosition, EntryTid, JournalObject, ObjectPosition, ObjectSet, TagTid};
+use crate::types::{
+    CommitPosition, EntryPosition, EntryTid, JournalObject, ObjectPosition, ObjectSet, TagTid,
+};
 
 /// Appends to one tag.
 #[derive(Debug)]

@@ -137,6 +137,18 @@ impl EntryReader {
         Ok(Found::Entry(RawEntry { position, data }))
     }
 
+    /// Goes on to the next place where an entry may begin, behind the one that is no good.
+    pub fn skip(&mut self) {
+        let preamble = PREAMBLE.to_le_bytes();
+        let from = (self.at + 1).min(self.bytes.len());
+        let rest = &self.bytes[from..];
+        let begins = |at: &usize| {
+            let known = (rest.len() - at).min(preamble.len());
+            rest[*at..*at + known] == preamble[..known]
+        };
+        self.at = from + (0..rest.len()).find(begins).unwrap_or(rest.len());
+    }
+
     fn corrupt(&self, why: impl Into<String>) -> CorruptEntry {
         CorruptEntry { offset: self.offset(), why: why.into() }
     }

@@ -17,7 +17,7 @@
 //! 2. The local image gets a snapshot for each of the remote ones, the sync point included, and the [`marker`], in one
 //!    atomic write ([`begin()`]).
 //! 3. The data is copied.
-//! 4. Image state: parent, object map, name, metadata, features, names and protection of snapshots ([`complete`]).
+//! 4. Image state: parent, object map, name, metadata, features, names and protection of snapshots ([`mod@complete`]).
 //! 5. The replay starts exactly behind the sync point (see below), then the client is declared to be replaying, and
 //!    only then the sync point is removed: a daemon that finds "syncing" without its snapshot starts over.
 //!

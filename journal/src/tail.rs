@@ -178,6 +178,8 @@ pub struct Tail {
     metadata_under_way: bool,
     /// The caller knows that the tail is caught up.
     told_caught_up: bool,
+    /// A request failed, and the caller does not know.
+    failed: Option<TailError>,
 }
 
 /// A request that was answered.
@@ -226,6 +228,7 @@ impl Tail {
             metadata_asked: now,
             metadata_under_way: false,
             told_caught_up: false,
+            failed: None,
             options,
         })
     }
@@ -246,34 +249,42 @@ impl Tail {
     /// After [`TailError::Rados`] the next call goes on; the caller waits a little first. Other errors come again.
     pub async fn next(&mut self) -> Result<Batch, TailError> {
         loop {
-            if let Some(batch) = self.take(false)? {
+            if let Some(batch) = self.take()? {
                 return Ok(batch);
+            }
+            if let Some(error) = self.failed.take() {
+                return Err(error);
             }
             if self.order.is_caught_up() && !self.told_caught_up {
                 self.told_caught_up = true;
                 return Ok(Batch { entries: Vec::new(), caught_up: true });
             }
-            self.begin(false)?;
-            self.wait().await?;
+            if !self.begin() {
+                self.wait().await;
+            }
         }
     }
 
-    /// The next entries up to the end of the journal as it is at some moment after the call; then `None`.
+    /// The next entries, at least all that were there when the tail was opened; then `None`.
     pub async fn next_to_end(&mut self) -> Result<Option<Batch>, TailError> {
         loop {
-            if let Some(batch) = self.take(true)? {
+            if let Some(batch) = self.take()? {
                 return Ok(Some(batch));
+            }
+            if let Some(error) = self.failed.take() {
+                return Err(error);
             }
             if self.order.is_at_end() {
                 return Ok(None);
             }
-            self.begin(true)?;
-            self.wait().await?;
+            if !self.begin() {
+                self.wait().await;
+            }
         }
     }
 
     /// Entries that can be handed out. Begins the next reads, for the time that the caller needs for these.
-    fn take(&mut self, to_end: bool) -> Result<Option<Batch>, TailError> {
+    fn take(&mut self) -> Result<Option<Batch>, TailError> {
         let (entries, fault) = self.order.take(self.options.batch_bytes_max);
         if entries.is_empty() {
             return fault.map_or(Ok(None), Err);
@@ -283,31 +294,32 @@ impl Tail {
         self.poll_at = now + self.options.poll.busy_min;
         let caught_up = self.order.is_caught_up();
         self.told_caught_up = caught_up;
-        self.begin_reads(to_end);
-        self.jobs_begin()?;
+        self.begin_reads();
+        self.send();
         Ok(Some(Batch { entries, caught_up }))
     }
 
-    /// Begins all requests that are due.
-    fn begin(&mut self, to_end: bool) -> Result<(), TailError> {
-        self.begin_reads(to_end);
+    /// Begins all requests that are due. Answers whether something was answered meanwhile: then there may be nothing to
+    /// wait for.
+    fn begin(&mut self) -> bool {
+        self.begin_reads();
         let now = Instant::now();
         if now >= self.poll_at && self.order.can_poll() {
             let read = self.order.poll();
             self.push_read(read);
         }
-        if !self.metadata_under_way && (now >= self.metadata_at || self.order.needs_metadata(to_end)) {
+        if !self.metadata_under_way && (now >= self.metadata_at || self.order.needs_metadata()) {
             self.metadata_under_way = true;
             self.metadata_asked = now;
             let asked = self.order.begin_metadata();
             let read = read_metadata(self.journal.clone(), self.client.clone(), self.order.tag());
             self.jobs.push(read.map(move |told| Done::Metadata(asked, told)).boxed());
         }
-        self.jobs_begin()
+        self.send()
     }
 
-    fn begin_reads(&mut self, to_end: bool) {
-        for read in self.order.begin_reads(to_end) {
+    fn begin_reads(&mut self) {
+        for read in self.order.begin_reads() {
             self.push_read(read);
         }
     }
@@ -317,16 +329,18 @@ impl Tail {
         self.jobs.push(job.map(move |found| Done::Read(read, found)).boxed());
     }
 
-    /// A request begins when it is first polled: sends all that were pushed.
-    fn jobs_begin(&mut self) -> Result<(), TailError> {
+    /// A request begins when it is first polled: sends all that were pushed. Answers whether something was answered.
+    fn send(&mut self) -> bool {
+        let mut answered = false;
         while let Some(Some(done)) = self.jobs.next().now_or_never() {
-            self.absorb(done)?;
+            self.absorb(done);
+            answered = true;
         }
-        Ok(())
+        answered
     }
 
     /// Waits until a request was answered, or the next one is due.
-    async fn wait(&mut self) -> Result<(), TailError> {
+    async fn wait(&mut self) {
         let mut wake = Instant::now() + self.options.metadata_age_max;
         if self.order.can_poll() {
             wake = wake.min(self.poll_at);
@@ -342,11 +356,10 @@ impl Tail {
             }
         };
         tokio::select! {
-            Some(done) = self.jobs.next(), if !self.jobs.is_empty() => self.absorb(done)?,
+            Some(done) = self.jobs.next(), if !self.jobs.is_empty() => self.absorb(done),
             () = changed => self.metadata_changed(),
             () = tokio::time::sleep_until(wake) => {}
         }
-        Ok(())
     }
 
     fn metadata_changed(&mut self) {
@@ -354,7 +367,7 @@ impl Tail {
         self.metadata_at = self.metadata_at.min(earliest);
     }
 
-    fn absorb(&mut self, done: Done) -> Result<(), TailError> {
+    fn absorb(&mut self, done: Done) {
         let now = Instant::now();
         match done {
             Done::Read(read, Ok(found)) => {
@@ -365,28 +378,29 @@ impl Tail {
                 if in_vain && self.order.may_be_full() {
                     self.metadata_changed();
                 }
-                Ok(())
             }
             Done::Read(read, Err(error)) => {
                 self.order.give_up(read);
                 self.poll_at = now + self.pace.pause(now);
-                Err(error.into())
+                self.failed = Some(error.into());
             }
-            Done::Metadata(asked, told) => {
+            Done::Metadata(asked, Ok((metadata, tags))) => {
                 self.metadata_under_way = false;
-                self.metadata_at = now + METADATA_PAUSE;
-                let (metadata, tags) = told?;
                 self.metadata_at = now + self.options.metadata_age_max;
                 self.order.absorb_metadata(asked, knowledge(&metadata, &tags, &self.client));
                 self.metadata = metadata;
-                Ok(())
+            }
+            Done::Metadata(_, Err(error)) => {
+                self.metadata_under_way = false;
+                self.metadata_at = now + METADATA_PAUSE;
+                self.failed = Some(error);
             }
         }
     }
 }
 
-/// Reads all entries of a journal from `start` to its end as it is at some moment after the call, in order, and lets
-/// `visit` see them until it breaks. `client` is a registered one: [`IMAGE_CLIENT_ID`] always is. A gap at the end of a
+/// Reads the entries of a journal from `start` on, at least all that are there at the call, in order, and lets `visit` see
+/// them until it breaks. `client` is a registered one: [`IMAGE_CLIENT_ID`] always is. A gap at the end of a
 /// dead writer's tag ends that tag, as for a tail; a missing or corrupt entry is an error.
 pub async fn walk(
     journal: &Journal,

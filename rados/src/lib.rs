@@ -28,8 +28,8 @@ pub mod types;
 
 pub use backend::{Backend, Location, NotifyAnswer, NotifyReply, Pending, Watch, WatchEvent};
 pub use cluster::{
-    Cluster, CommandReply, CommandTarget, ConnectOptions, Limits, OptionKind, all_closed, connect, end_process,
-    option_kind,
+    Cluster, CommandReply, CommandTarget, ConnectOptions, Limits, OptionKind, all_closed, connect,
+    end_process, option_kind,
 };
 pub use error::{Error, ErrorClass, Result};
 pub use ioctx::IoCtx;

@@ -102,9 +102,7 @@ fn completion(
     }
     let op = update.into_op().with(write_marker(Marker { snap: begun.local_end, repair: false }));
     match remote.header.snapshots.get(&end) {
-        Some(end) => {
-            op.with(write_point(Point { snap: begun.local_end, primary_timestamp: end.timestamp }))
-        }
+        Some(end) => op.with(write_point(Point { snap: begun.local_end, primary_timestamp: end.timestamp })),
         None => op,
     }
 }

@@ -53,7 +53,8 @@ mod tests {
 
     #[test]
     fn the_point_is_sixteen_bytes() {
-        let point = Point { snap: SnapId(0x0102), primary_timestamp: Timestamp { seconds: 3, nanoseconds: 4 } };
+        let point =
+            Point { snap: SnapId(0x0102), primary_timestamp: Timestamp { seconds: 3, nanoseconds: 4 } };
         let WriteSub::SetXattr(_, bytes) = write_point(point) else { panic!("not an attribute") };
         assert_eq!(&bytes[..], [2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0]);
         assert_eq!(decode(&bytes), Ok(point));

@@ -34,7 +34,9 @@ impl Pool {
 
     /// Removes every snapshot of this kind from a primary.
     pub async fn remove_checkpoints(&self, image: &str) -> Result<()> {
-        let what = || format!("cannot remove the snapshots of a verification from image '{}'", self.image_spec(image));
+        let what = || {
+            format!("cannot remove the snapshots of a verification from image '{}'", self.image_spec(image))
+        };
         let session = Session::open(self, image).await.context(what())?;
         session.run(async |session| session.remove_checkpoints().await).await.context(what())
     }
@@ -48,7 +50,9 @@ impl Session {
             name: name.to_string(),
             flags: snap_create_flags::SKIP_QUIESCE,
         };
-        if self.delegate(operation).await? == Delegated::DoneByOwner || self.header().user_snapshot(name).is_some() {
+        if self.delegate(operation).await? == Delegated::DoneByOwner
+            || self.header().user_snapshot(name).is_some()
+        {
             return Ok(());
         }
         let op = Op::SnapCreate { namespace: namespace.clone(), name: name.to_string() };
@@ -59,7 +63,8 @@ impl Session {
         let of_ours = |snapshot: &&rbd::Snapshot| {
             snapshot.namespace == SnapshotNamespace::User && snapshot.name.starts_with(NAME_PREFIX)
         };
-        let names: Vec<String> = self.header().snapshots.values().filter(of_ours).map(|s| s.name.clone()).collect();
+        let names: Vec<String> =
+            self.header().snapshots.values().filter(of_ours).map(|s| s.name.clone()).collect();
         for name in names {
             let namespace = SnapshotNamespace::User;
             let operation = Operation::SnapRemove { namespace: namespace.clone(), name: name.clone() };

@@ -122,7 +122,9 @@ impl Part {
 fn moved(source: &Source, by: u64) -> Source {
     match source.clone() {
         Source::Zeros => Source::Zeros,
-        Source::Object { ioctx, name, snap, offset } => Source::Object { ioctx, name, snap, offset: offset + by },
+        Source::Object { ioctx, name, snap, offset } => {
+            Source::Object { ioctx, name, snap, offset: offset + by }
+        }
     }
 }
 
@@ -146,7 +148,8 @@ fn aligned(primary: &[Piece], copy: &[Piece]) -> Vec<Part> {
 /// The parts whose checksums differ, and how many bytes one side has read; `None` when an object was gone.
 async fn differing(parts: Vec<Part>) -> Result<Option<(Vec<Part>, u64)>, VerifyError> {
     let extents: Vec<u64> = parts.iter().map(|part| part.length).collect();
-    let (theirs, ours): (Vec<&Source>, Vec<&Source>) = parts.iter().map(|part| (&part.primary, &part.copy)).unzip();
+    let (theirs, ours): (Vec<&Source>, Vec<&Source>) =
+        parts.iter().map(|part| (&part.primary, &part.copy)).unzip();
     // What is zeros on both sides needs no look.
     let empty: Vec<bool> =
         theirs.iter().zip(&ours).map(|pair| matches!(pair, (Source::Zeros, Source::Zeros))).collect();
@@ -172,7 +175,8 @@ async fn sums(sources: &[&Source], lengths: &[u64], skip: &[bool]) -> rados::Res
             continue;
         };
         let mut extents = Vec::new();
-        while let Some(Source::Object { name: next, snap: next_snap, offset, .. }) = sources.get(at + extents.len())
+        while let Some(Source::Object { name: next, snap: next_snap, offset, .. }) =
+            sources.get(at + extents.len())
             && next == name
             && next_snap == snap
             && extents.len() < SUMS_PER_READ
@@ -189,8 +193,14 @@ async fn sums(sources: &[&Source], lengths: &[u64], skip: &[bool]) -> rados::Res
     Ok(Some(all))
 }
 
-async fn sums_in_object(ioctx: &IoCtx, name: &str, snap: SnapId, extents: &[Extent]) -> rados::Result<Vec<u64>> {
-    let checksum = |extent: &Extent| ReadSub::Checksum { kind: ChecksumKind::XxHash64, extent: *extent, chunk: 0 };
+async fn sums_in_object(
+    ioctx: &IoCtx,
+    name: &str,
+    snap: SnapId,
+    extents: &[Extent],
+) -> rados::Result<Vec<u64>> {
+    let checksum =
+        |extent: &Extent| ReadSub::Checksum { kind: ChecksumKind::XxHash64, extent: *extent, chunk: 0 };
     let op = extents.iter().fold(ReadOp::new(name).at(snap), |op, extent| op.with(checksum(extent)));
     let reply = ioctx.read(op).await?;
     let sum = |answer: &ReadAnswer| match answer {

@@ -75,7 +75,8 @@ mod tests {
     fn the_slower_of_two_rates_holds() {
         let pace = Pace::new(1, Some(100), Some(1000));
         let began = Instant::now();
-        let turns: Vec<_> = (0..3).filter_map(|_| pace.reserve(began, 1, 100)).map(|turn| turn - began).collect();
+        let turns: Vec<_> =
+            (0..3).filter_map(|_| pace.reserve(began, 1, 100)).map(|turn| turn - began).collect();
         assert_eq!(turns, [0, 100, 200].map(Duration::from_millis), "100 bytes of 1000 a second are slower");
         let later = began + Duration::from_secs(10);
         assert_eq!(pace.reserve(later, 1, 0), Some(later), "time that nobody used is not saved up");

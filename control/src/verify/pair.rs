@@ -40,7 +40,8 @@ fn snap<S: Serializer>(snap: &SnapId, serializer: S) -> Result<S::Ok, S::Error> 
 impl Pair {
     /// True when both headers still have the pair, and the copy still holds its point where it did.
     pub fn is_in(&self, primary: &ImageHeader, copy: &ImageHeader) -> bool {
-        let there = primary.snapshots.contains_key(&self.primary_snap) && copy.snapshots.contains_key(&self.copy_snap);
+        let there = primary.snapshots.contains_key(&self.primary_snap)
+            && copy.snapshots.contains_key(&self.copy_snap);
         let next = copy.next_snapshot(self.copy_snap);
         there && (self.read_copy_at == self.copy_snap || self.read_copy_at == next)
     }
@@ -68,13 +69,15 @@ pub fn newest(primary: Side<'_>, copy: Side<'_>) -> Result<Pair, String> {
     });
     // The roles were the other way round once. What the present primary holds as a copy must then be read there, and a
     // pair has room for one deviation only: the copy's. Such a snapshot is believed when it is exact itself.
-    let led = links(primary, copy).filter(|(theirs, _)| holds(primary, theirs.id) == theirs.id).map(|(theirs, ours)| Pair {
-        name: theirs.name.clone(),
-        primary_snap: theirs.id,
-        copy_snap: ours.id,
-        read_copy_at: ours.id,
-        timestamp: ours.timestamp.seconds,
-    });
+    let led = links(primary, copy).filter(|(theirs, _)| holds(primary, theirs.id) == theirs.id).map(
+        |(theirs, ours)| Pair {
+            name: theirs.name.clone(),
+            primary_snap: theirs.id,
+            copy_snap: ours.id,
+            read_copy_at: ours.id,
+            timestamp: ours.timestamp.seconds,
+        },
+    );
     let by_mirroring = followed.chain(led).max_by_key(|pair| pair.primary_snap);
     let by_user = || common_user_snapshot(primary.header, copy.header);
     by_mirroring.or_else(by_user).ok_or_else(|| {
@@ -88,10 +91,12 @@ pub fn newest(primary: Side<'_>, copy: Side<'_>) -> Result<Pair, String> {
 fn links<'a>(follower: Side<'a>, leader: Side<'a>) -> impl Iterator<Item = (&'a Snapshot, &'a Snapshot)> {
     follower.header.snapshots.values().filter_map(move |snapshot| {
         let link = snapshot.mirror()?;
-        let follows = link.state.is_non_primary() && link.complete && link.primary_mirror_uuid == leader.mirror_uuid;
+        let follows =
+            link.state.is_non_primary() && link.complete && link.primary_mirror_uuid == leader.mirror_uuid;
         let led = leader.header.snapshots.get(&link.primary_snap_id).filter(|_| follows)?;
         let state = led.mirror()?.state;
-        matches!(state, MirrorSnapshotState::Primary | MirrorSnapshotState::PrimaryDemoted).then_some((snapshot, led))
+        matches!(state, MirrorSnapshotState::Primary | MirrorSnapshotState::PrimaryDemoted)
+            .then_some((snapshot, led))
     })
 }
 

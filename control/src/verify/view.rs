@@ -64,9 +64,10 @@ impl PartialEq for Source {
     fn eq(&self, other: &Source) -> bool {
         match (self, other) {
             (Source::Zeros, Source::Zeros) => true,
-            (Source::Object { name, snap, offset, .. }, Source::Object { name: n, snap: s, offset: o, .. }) => {
-                (name, snap, offset) == (n, s, o)
-            }
+            (
+                Source::Object { name, snap, offset, .. },
+                Source::Object { name: n, snap: s, offset: o, .. },
+            ) => (name, snap, offset) == (n, s, o),
             _ => false,
         }
     }
@@ -92,11 +93,13 @@ impl View {
         let mut layers = vec![Layer { image: image.clone(), snap, parent: header.parent_at(snap).cloned() }];
         while let Some(parent) = layers.last().and_then(|layer| layer.parent.clone()) {
             if layers.len() == LAYERS_MAX {
-                let what = format!("image {} has more than {LAYERS_MAX} parents, one behind the other", image.id());
+                let what =
+                    format!("image {} has more than {LAYERS_MAX} parents, one behind the other", image.id());
                 return Err(rados::Error::new(libc::ELOOP, what));
             }
             let ioctx = image.header_ioctx().with_pool(parent.pool).with_namespace(&parent.namespace);
-            let (image, header) = Image::open(&ioctx, &parent.image).await.context("cannot open the parent image")?;
+            let (image, header) =
+                Image::open(&ioctx, &parent.image).await.context("cannot open the parent image")?;
             let next = header.parent_at(parent.snap).cloned();
             layers.push(Layer { image, snap: parent.snap, parent: next });
         }
@@ -163,7 +166,12 @@ impl View {
         &self.layers[0]
     }
 
-    fn resolve<'a>(&'a self, depth: usize, range: Extent, pieces: &'a mut Pieces) -> BoxFuture<'a, Result<()>> {
+    fn resolve<'a>(
+        &'a self,
+        depth: usize,
+        range: Extent,
+        pieces: &'a mut Pieces,
+    ) -> BoxFuture<'a, Result<()>> {
         async move {
             let Some(layer) = self.layers.get(depth) else {
                 pieces.push(range.length, Source::Zeros);
@@ -175,7 +183,8 @@ impl View {
                     Some(size) => {
                         let stored = size.saturating_sub(piece.object_offset).min(piece.length);
                         let (ioctx, snap) = (layer.image.data_ioctx().clone(), layer.snap);
-                        pieces.push(stored, Source::Object { ioctx, name, snap, offset: piece.object_offset });
+                        pieces
+                            .push(stored, Source::Object { ioctx, name, snap, offset: piece.object_offset });
                         pieces.push(piece.length - stored, Source::Zeros);
                     }
                     None => {

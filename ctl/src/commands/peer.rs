@@ -18,7 +18,8 @@ use crate::output;
 use crate::spec::{self, PoolSpec, Positionals};
 
 /// `[CLIENT@]CLUSTER`
-static REMOTE: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"^(?:(client\.[^@]+)@)?([^/@]+)$").ok());
+static REMOTE: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r"^(?:(client\.[^@]+)@)?([^/@]+)$").ok());
 /// What can be set of a peer.
 const KEYS: [&str; 6] = ["client", "cluster", "direction", "key-file", "mon-host", "site-name"];
 /// Bytes of a key file that are looked at.
@@ -76,7 +77,9 @@ async fn add(request: &Request, command: &PeerCommand) -> Result<(), Failure> {
         Some(word) => {
             let parts = REMOTE.as_ref().and_then(|pattern| pattern.captures(&word));
             let parts = parts.ok_or_else(|| {
-                Failure::invalid(format!("'{word}' does not name a cluster; it must be [client.ID@]CLUSTER-NAME"))
+                Failure::invalid(format!(
+                    "'{word}' does not name a cluster; it must be [client.ID@]CLUSTER-NAME"
+                ))
             })?;
             (parts.get(1).map(|part| part.as_str().to_string()), Some(parts[2].to_string()))
         }
@@ -170,7 +173,8 @@ fn take_key(words: &mut Positionals) -> Result<String, Failure> {
 /// The first line of a file that holds a key.
 fn read_key(path: &str) -> Result<Secret, Failure> {
     let mut line = String::new();
-    let read = File::open(path).and_then(|file| BufReader::new(file.take(KEY_FILE_BYTES_MAX)).read_line(&mut line));
+    let read =
+        File::open(path).and_then(|file| BufReader::new(file.take(KEY_FILE_BYTES_MAX)).read_line(&mut line));
     // Ceph's error number, whatever the reason.
     read.map_err(|e| Failure::invalid(format!("cannot read the key file '{path}': {e}")))?;
     Ok(Secret::new(line.trim_end_matches(['\n', '\r'])))

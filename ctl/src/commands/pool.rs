@@ -20,7 +20,9 @@ pub async fn run(request: &Request, command: &PoolCommand) -> Result<(), Failure
             let mode = enabled_mode(words.take())?;
             words.end()?;
             if mode == MirrorMode::InitOnly && remote_namespace.is_some() {
-                return Err(Failure::invalid("--remote-namespace makes no sense with init-only: no image is mirrored"));
+                return Err(Failure::invalid(
+                    "--remote-namespace makes no sense with init-only: no image is mirrored",
+                ));
             }
             let site = Site::connect(request).await?;
             let pool = site.pool(&spec).await?;
@@ -95,7 +97,9 @@ fn enabled_mode(word: Option<String>) -> Result<MirrorMode, Failure> {
         Some("image") => Ok(MirrorMode::Image),
         Some("pool") => Ok(MirrorMode::Pool),
         Some("init-only") => Ok(MirrorMode::InitOnly),
-        Some(other) => Err(Failure::invalid(format!("'{other}' is no mode; it must be image, pool or init-only"))),
+        Some(other) => {
+            Err(Failure::invalid(format!("'{other}' is no mode; it must be image, pool or init-only")))
+        }
         None => Err(Failure::invalid("no mode was given; it must be image, pool or init-only")),
     }
 }

@@ -38,7 +38,7 @@ pub async fn failover(request: &Request, args: &FailoverArgs) -> Result<(), Fail
         report: &args.report,
         peer: &args.peer,
     };
-    planned(request, "failover", &args.target, &wish).await
+    Box::pin(planned(request, "failover", &args.target, &wish)).await
 }
 
 /// Carries out `failback`.
@@ -51,7 +51,7 @@ pub async fn failback(request: &Request, args: &FailbackArgs) -> Result<(), Fail
         report: &args.report,
         peer: &args.peer,
     };
-    planned(request, "failback", &args.target, &wish).await
+    Box::pin(planned(request, "failback", &args.target, &wish)).await
 }
 
 /// What `failover` and `failback` have in common.
@@ -93,7 +93,7 @@ async fn planned(
     };
     let mut outcome = match wish.dry_run {
         true => relocation.rehearse().await,
-        false => relocation.run().await,
+        false => Box::pin(relocation.run()).await,
     };
     if wish.verify && !wish.dry_run && outcome.is_ok() {
         outcome = verify(&mut relocation).await;
@@ -116,8 +116,9 @@ async fn emergency(request: &Request, args: &FailoverArgs) -> Result<(), Failure
     record.site = here(&site).await?;
     let peer = PeerArgs { peer_timeout: args.peer.peer_timeout.min(LOST_SITE_TIMEOUT), ..args.peer.clone() };
     let other = OtherSite::connect(&site, &targets.pool, &peer).await.ok();
-    record.other_site =
-        other.as_ref().map(|other| SiteName { name: other.name.clone(), fsid: other.cluster.fsid().to_string() });
+    record.other_site = other
+        .as_ref()
+        .map(|other| SiteName { name: other.name.clone(), fsid: other.cluster.fsid().to_string() });
     if let Some(other) = &other {
         output::complain(&format!(
             "site '{}' still answers: make sure that nobody writes there any more; without --emergency, nothing would be lost",
@@ -162,7 +163,8 @@ fn is_json(report: &ReportArgs) -> bool {
 /// Compares all data of images that were relocated.
 async fn verify(relocation: &mut Relocation<'_>) -> Result<(), Failure> {
     let pairs = relocation.pairs().await?;
-    let pairs = pairs.into_iter().filter_map(|pair| Some(Pair { here: pair.here?.info, there: pair.there?.info }));
+    let pairs =
+        pairs.into_iter().filter_map(|pair| Some(Pair { here: pair.here?.info, there: pair.there?.info }));
     let verifier = Verifier {
         pool: relocation.pool,
         mirror_uuid: relocation.mirror_uuid.clone(),
@@ -187,15 +189,22 @@ async fn verify(relocation: &mut Relocation<'_>) -> Result<(), Failure> {
     }
     match wrong {
         0 => Ok(()),
-        n => Err(Failure::new(libc::EIO, format!("{n} of {} images were not proved to be equal", verified.len()))),
+        n => Err(Failure::new(
+            libc::EIO,
+            format!("{n} of {} images were not proved to be equal", verified.len()),
+        )),
     }
 }
 
 fn advice(record: &Record, details: &Details, targets: &Targets) -> Vec<String> {
     let (here, there) = (&record.site.name, record.other_site.as_ref().map_or("", |site| site.name.as_str()));
     let mut advice = Vec::new();
-    let in_use: Vec<&str> =
-        details.images.iter().filter(|image| !image.clients_there.is_empty()).map(|i| i.image.as_str()).collect();
+    let in_use: Vec<&str> = details
+        .images
+        .iter()
+        .filter(|image| !image.clients_there.is_empty())
+        .map(|i| i.image.as_str())
+        .collect();
     if !in_use.is_empty() {
         advice.push(format!(
             "Stop the clients at site '{there}' that had these images open, which are read-only there now: {}.",
@@ -254,7 +263,9 @@ fn conclude(
         let mut text = format!("\n{}", details.table());
         if !details.advice.is_empty() {
             text += "\nWhat to do now:\n";
-            text.extend(details.advice.iter().enumerate().map(|(index, line)| format!("{}. {line}\n", index + 1)));
+            text.extend(
+                details.advice.iter().enumerate().map(|(index, line)| format!("{}. {line}\n", index + 1)),
+            );
         }
         output::put(&text)?;
     }

@@ -14,8 +14,9 @@ pub async fn run(request: &Request, command: &ScheduleCommand) -> Result<(), Fai
     match command {
         ScheduleCommand::Add { level, interval, start_time } => {
             let level = spec::level(level)?;
-            let interval = given(interval, start_time)
-                .ok_or_else(|| Failure::invalid("no interval was given; it must be a number and m, h or d"))?;
+            let interval = given(interval, start_time).ok_or_else(|| {
+                Failure::invalid("no interval was given; it must be a number and m, h or d")
+            })?;
             let site = Site::connect(request).await?;
             Ok(Schedules::new(&site.cluster).add(&level.resolve(&site.default_pool()), &interval).await?)
         }

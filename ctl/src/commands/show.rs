@@ -91,7 +91,9 @@ pub fn pool_info(
             d.string("remote_namespace", &info.remote_namespace);
         }
         if enabled && !is_namespace {
-            d.array("peers", |d| info.peers.iter().for_each(|peer| d.object("peer", |d| peer_fields(d, peer))));
+            d.array("peers", |d| {
+                info.peers.iter().for_each(|peer| d.object("peer", |d| peer_fields(d, peer)))
+            });
         }
     });
     document.finish()
@@ -109,7 +111,9 @@ fn peers_plain(text: &mut String, peers: &[PeerInfo], all: bool) {
             line!(text, "Client: {}", peer.client_name);
         }
         if all {
-            let attribute = |name| peer.attributes.as_ref().and_then(|a| a.exposed().get(name)).map_or("", String::as_str);
+            let attribute = |name| {
+                peer.attributes.as_ref().and_then(|a| a.exposed().get(name)).map_or("", String::as_str)
+            };
             line!(text, "Mon Host: {}\nKey: {}", attribute("mon_host"), attribute("key"));
         }
         if peers.last().is_some_and(|last| last.site_name != peer.site_name) {

@@ -151,11 +151,17 @@ impl Verifier<'_> {
         tokio::join!(compare, show).0
     }
 
-    async fn one(&self, index: usize, pair: &Pair, send: &mpsc::UnboundedSender<(usize, Progress)>) -> Verified {
+    async fn one(
+        &self,
+        index: usize,
+        pair: &Pair,
+        send: &mpsc::UnboundedSender<(usize, Progress)>,
+    ) -> Verified {
         let mut verified = self.named(&pair.here);
         if pair.here.role == Role::Primary && pair.there.role == Role::Primary {
             verified.code = libc::EINVAL;
-            verified.error = Some("both sites are primary (split-brain): neither is a copy of the other".to_string());
+            verified.error =
+                Some("both sites are primary (split-brain): neither is a copy of the other".to_string());
             return verified;
         }
         let ordered = self.ordered(pair);
@@ -258,7 +264,11 @@ impl Verifier<'_> {
     }
 
     /// Waits until the copy's header is as wanted.
-    async fn arrive(&self, pair: &Ordered<'_>, arrived: impl Fn(&ImageHeader) -> bool) -> Result<(), Failure> {
+    async fn arrive(
+        &self,
+        pair: &Ordered<'_>,
+        arrived: impl Fn(&ImageHeader) -> bool,
+    ) -> Result<(), Failure> {
         let copy = &pair.copy_subject;
         let wait = async {
             loop {
@@ -318,17 +328,23 @@ impl Verified {
 /// True when an image holds a complete copy of the mirror-snapshot `snap` of its primary, or of a later one.
 fn has_copy_of(header: &ImageHeader, snap: SnapId) -> bool {
     let copies = header.snapshots.values().filter_map(|snapshot| snapshot.mirror());
-    copies.filter(|m| m.state.is_non_primary() && m.complete && !m.is_orphan()).any(|m| m.primary_snap_id >= snap)
+    copies
+        .filter(|m| m.state.is_non_primary() && m.complete && !m.is_orphan())
+        .any(|m| m.primary_snap_id >= snap)
 }
 
 /// Prints and records what was found, and decides what the process ends with.
 fn conclude(record: &Record, verified: &[Verified], format: &FormatArgs) -> Result<(), Failure> {
-    let different = verified.iter().filter(|one| one.report.as_ref().is_some_and(|report| !report.equal)).count();
+    let different =
+        verified.iter().filter(|one| one.report.as_ref().is_some_and(|report| !report.equal)).count();
     let failed = verified.iter().find(|one| one.error.is_some());
     let failure = match (different, failed) {
         (0, None) => None,
         (0, Some(first)) => Some(Failure::new(first.code, "not every copy could be compared; see above")),
-        (n, _) => Some(Failure::new(DIFFERENT, format!("{n} of {} copies differ from their primaries", verified.len()))),
+        (n, _) => Some(Failure::new(
+            DIFFERENT,
+            format!("{n} of {} copies differ from their primaries", verified.len()),
+        )),
     };
     let outcome = match (different, failed) {
         (0, None) => Outcome::Done,
@@ -379,7 +395,9 @@ const DIFFERENCES_SHOWN: usize = 20;
 
 /// A number of bytes, with K, M, G or T for binary multiples.
 fn byte_rate(word: &str) -> Result<u64, Failure> {
-    let refuse = || Failure::invalid(format!("'{word}' is no number of bytes; it must be like 500000, 512K, 100M or 2G"));
+    let refuse = || {
+        Failure::invalid(format!("'{word}' is no number of bytes; it must be like 500000, 512K, 100M or 2G"))
+    };
     let (digits, exponent) = match word.char_indices().next_back() {
         Some((at, unit)) if unit.is_ascii_alphabetic() => {
             let exponent = ['K', 'M', 'G', 'T'].iter().position(|known| *known == unit.to_ascii_uppercase());

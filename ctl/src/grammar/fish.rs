@@ -45,7 +45,9 @@ pub fn completions(definition: &Command) -> String {
     valued.sort_unstable();
     valued.dedup();
     let mut text = format!("complete -c {PROGRAM} -f\n\n{}", FUNCTIONS.replace("VALUED", &valued.join(" ")));
-    for global in definition.get_arguments().filter(|arg| arg.is_global_set() || arg.get_long() == Some("help")) {
+    for global in
+        definition.get_arguments().filter(|arg| arg.is_global_set() || arg.get_long() == Some("help"))
+    {
         option(&mut text, "", global);
     }
     describe(&mut text, definition, &mut Vec::new());
@@ -76,7 +78,10 @@ fn describe(text: &mut String, command: &Command, path: &mut Vec<String>) {
         descend(text, command, path);
         return;
     }
-    for arg in command.get_arguments().filter(|arg| !arg.is_global_set() && !arg.is_positional() && arg.get_long() != Some("help")) {
+    for arg in command
+        .get_arguments()
+        .filter(|arg| !arg.is_global_set() && !arg.is_positional() && arg.get_long() != Some("help"))
+    {
         option(text, &condition("in"), arg);
     }
 }
@@ -101,7 +106,8 @@ fn option(text: &mut String, condition: &str, arg: &Arg) {
         let _ = write!(text, "-s {short} ");
     }
     if arg.get_action().takes_values() {
-        let values: Vec<String> = arg.get_possible_values().iter().map(|v| v.get_name().to_string()).collect();
+        let values: Vec<String> =
+            arg.get_possible_values().iter().map(|v| v.get_name().to_string()).collect();
         let is_file = arg.get_value_hint() == ValueHint::AnyPath
             || arg.get_value_names().is_some_and(|names| names.iter().any(|name| name == "FILE"));
         text.push_str(if is_file { "-r -F " } else { "-x " });

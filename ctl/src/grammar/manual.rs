@@ -54,7 +54,10 @@ pub fn page(out: &mut impl Write) -> io::Result<()> {
     }
     title.render_extra_section(out)?;
     writeln!(out, ".SH \"EXIT STATUS\"")?;
-    writeln!(out, "0 on success, 1 when the command line makes no sense, otherwise the error number of what went wrong.")
+    writeln!(
+        out,
+        "0 on success, 1 when the command line makes no sense, otherwise the error number of what went wrong."
+    )
 }
 
 /// Commands that do something, in the order of the definition.
@@ -79,7 +82,10 @@ fn describe(command: &Command, out: &mut impl Write) -> io::Result<()> {
     man.render_options_section(&mut sections)?;
     let text = String::from_utf8_lossy(&sections);
     let synopsis = whole_name.replace('-', "\\-");
-    for line in text.lines().filter(|line| !line.starts_with(".SH") && !line.starts_with(".ie") && !line.starts_with(".el")) {
+    for line in text
+        .lines()
+        .filter(|line| !line.starts_with(".SH") && !line.starts_with(".ie") && !line.starts_with(".el"))
+    {
         writeln!(out, "{line}")?;
         if line.contains(&synopsis) {
             writeln!(out, ".PP")?;
@@ -101,7 +107,12 @@ mod tests {
     #[test]
     fn the_page_tells_every_command_and_option() {
         let text = page_text().replace("\\-", "-");
-        for words in [".TH rbd-mirrorctl", ".SS \"mirror pool peer bootstrap import\"", "--token-path", "--pretty-format"] {
+        for words in [
+            ".TH rbd-mirrorctl",
+            ".SS \"mirror pool peer bootstrap import\"",
+            "--token-path",
+            "--pretty-format",
+        ] {
             assert!(text.contains(words), "{words}");
         }
         assert!(text.contains(".SS \"failover\"") && text.contains("--emergency"));

@@ -60,10 +60,23 @@ pub struct ClusterArgs {
     #[arg(short, long, value_name = "TYPE.ID", global = true, overrides_with_all = ["id", "name"])]
     pub name: Option<String>,
     /// Monitors to connect to
-    #[arg(short, long = "mon-host", value_name = "ADDRESS[:PORT]", global = true, overrides_with = "mon_host")]
+    #[arg(
+        short,
+        long = "mon-host",
+        value_name = "ADDRESS[:PORT]",
+        global = true,
+        overrides_with = "mon_host"
+    )]
     pub mon_host: Option<String>,
     /// File with the client's key alone
-    #[arg(short = 'K', long, visible_alias = "secret", value_name = "FILE", global = true, overrides_with = "keyfile")]
+    #[arg(
+        short = 'K',
+        long,
+        visible_alias = "secret",
+        value_name = "FILE",
+        global = true,
+        overrides_with = "keyfile"
+    )]
     pub keyfile: Option<String>,
     /// Keyring with the client's key
     #[arg(short, long, value_name = "FILE", global = true, overrides_with = "keyring")]
@@ -127,11 +140,12 @@ pub fn parse(ceph_args: &str, args: impl IntoIterator<Item = String>) -> Result<
     if arranged.words.is_empty() {
         return Ok(Invocation::Print(command.render_help().to_string()));
     }
-    let matches = match command.try_get_matches_from(std::iter::once(PROGRAM.to_string()).chain(arranged.words)) {
-        Ok(matches) => matches,
-        Err(e) if e.use_stderr() => return Err(usage_failure(&e)),
-        Err(e) => return Ok(Invocation::Print(e.to_string())),
-    };
+    let matches =
+        match command.try_get_matches_from(std::iter::once(PROGRAM.to_string()).chain(arranged.words)) {
+            Ok(matches) => matches,
+            Err(e) if e.use_stderr() => return Err(usage_failure(&e)),
+            Err(e) => return Ok(Invocation::Print(e.to_string())),
+        };
     let cli = Cli::from_arg_matches(&matches).map_err(|e| usage_failure(&e))?;
     Ok(Invocation::Run(Box::new(Request {
         cluster: cli.cluster,
@@ -155,7 +169,9 @@ fn usage_failure(error: &clap::Error) -> Failure {
         _ => "",
     };
     let sentence = match error.kind() {
-        ErrorKind::InvalidSubcommand => format!("there is no command '{word}' there; {}", without_first_line(said)),
+        ErrorKind::InvalidSubcommand => {
+            format!("there is no command '{word}' there; {}", without_first_line(said))
+        }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
             format!("this is not a whole command yet\n\n{said}")
         }

@@ -159,7 +159,7 @@ pub enum PeerCommand {
         /// The pool.
         #[command(flatten)]
         pool: PoolNameArgs,
-        /// The other cluster: [CLIENT-NAME@]CLUSTER-NAME
+        /// The other cluster: CLUSTER-NAME or CLIENT-NAME@CLUSTER-NAME
         #[arg(value_name = "remote-cluster-spec")]
         remote_cluster_spec: Option<String>,
         /// Client name at the other cluster

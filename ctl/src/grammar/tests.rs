@@ -86,7 +86,8 @@ fn every_command_of_rbd_mirror_is_there() {
 
 #[test]
 fn our_own_commands() {
-    let Command::Failover(args) = request("failover p/i --emergency --dry-run --report r.json").command else {
+    let Command::Failover(args) = request("failover p/i --emergency --dry-run --report r.json").command
+    else {
         panic!("not a failover")
     };
     let FailoverArgs { target, emergency, dry_run, report, peer, .. } = args;
@@ -133,7 +134,8 @@ fn cephs_options_are_taken_out_wherever_they_stand() {
 #[test]
 fn the_command_line_wins_over_the_environment_and_the_last_word_over_those_before() {
     let words = |line: &str| line.split(' ').map(str::to_string).collect::<Vec<_>>();
-    let parsed = parse("--id a --mon_host x --debug-ms 1", words("--name client.b man --debug-ms 2 -m y -m z"));
+    let parsed =
+        parse("--id a --mon_host x --debug-ms 1", words("--name client.b man --debug-ms 2 -m y -m z"));
     let Ok(Invocation::Run(request)) = parsed else { panic!("{parsed:?}") };
     assert_eq!((request.cluster.name, request.cluster.id), (some("client.b"), None));
     assert_eq!((request.cluster.mon_host, request.ceph_options["debug_ms"].as_str()), (some("z"), "2"));

@@ -60,8 +60,12 @@ pub fn arrange(definition: &Command, words: Vec<String>) -> Result<Arranged, Fai
             "-d" => line.ceph_options.extend(to_stderr()),
             // A lone dash is a file name.
             "-" => plain.push(word),
-            long if long.starts_with("--") => long_option(&options, &word, &mut words, &mut flags, &mut line)?,
-            short if short.starts_with('-') => short_option(&options, &word, &mut words, &mut flags, &mut line)?,
+            long if long.starts_with("--") => {
+                long_option(&options, &word, &mut words, &mut flags, &mut line)?
+            }
+            short if short.starts_with('-') => {
+                short_option(&options, &word, &mut words, &mut flags, &mut line)?
+            }
             _ => plain.push(word),
         }
     }

@@ -6,7 +6,9 @@ use chrono::{DateTime, Local, SecondsFormat, Utc};
 pub fn local(epoch_seconds: u64) -> String {
     let time = i64::try_from(epoch_seconds).ok().and_then(|seconds| DateTime::from_timestamp(seconds, 0));
     match time {
-        Some(time) if epoch_seconds != 0 => time.with_timezone(&Local).format("%Y-%m-%d %H:%M:%S").to_string(),
+        Some(time) if epoch_seconds != 0 => {
+            time.with_timezone(&Local).format("%Y-%m-%d %H:%M:%S").to_string()
+        }
         _ => String::new(),
     }
 }
@@ -43,8 +45,14 @@ mod tests {
 
     #[test]
     fn amounts_are_short() {
-        assert_eq!([span(0), span(59), span(61), span(7260), span(90_000)], ["0 s", "59 s", "1 min 1 s", "2 h 1 min", "1 d 1 h"]);
-        assert_eq!([bytes(0), bytes(1023), bytes(1536), bytes(u64::MAX)], ["0 B", "1023 B", "1.5 KiB", "16.0 EiB"]);
+        assert_eq!(
+            [span(0), span(59), span(61), span(7260), span(90_000)],
+            ["0 s", "59 s", "1 min 1 s", "2 h 1 min", "1 d 1 h"]
+        );
+        assert_eq!(
+            [bytes(0), bytes(1023), bytes(1536), bytes(u64::MAX)],
+            ["0 B", "1023 B", "1.5 KiB", "16.0 EiB"]
+        );
         assert_eq!(local(0), "");
         assert_eq!(local(1_000_000_000).len(), "2001-09-09 01:46:40".len());
         let time = DateTime::from_timestamp(1_000_000_000, 1_000_000).unwrap();

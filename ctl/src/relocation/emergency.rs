@@ -38,7 +38,7 @@ pub struct Emergency<'a> {
     /// What was done.
     pub details: Details,
     /// Called whenever something was done.
-    pub record: Box<dyn FnMut(&Details) -> Result<(), Failure> + Send + 'a>,
+    pub record: super::Record<'a>,
     /// Steps are told as they are taken.
     pub talkative: bool,
 }
@@ -64,7 +64,8 @@ impl Emergency<'_> {
             let outcome = one(pool, &facts, dry_run).await;
             (global_id, facts, outcome)
         });
-        let mut running = futures::stream::iter(work).buffer_unordered(pool.options().images_in_flight.max(1));
+        let mut running =
+            futures::stream::iter(work).buffer_unordered(pool.options().images_in_flight.max(1));
         let (mut done, mut promoted, mut failures) = (0, 0, Vec::new());
         while let Some((global_id, facts, outcome)) = running.next().await {
             done += 1;
@@ -91,7 +92,8 @@ impl Emergency<'_> {
         match failures.first() {
             None => Ok(()),
             Some((_, first)) => {
-                let sentence = format!("{} of {total} images could not be promoted; run this again", failures.len());
+                let sentence =
+                    format!("{} of {total} images could not be promoted; run this again", failures.len());
                 Err(Failure::new(first.code(), sentence))
             }
         }
@@ -120,7 +122,11 @@ impl Emergency<'_> {
         // A demotion that arrived whole: the other site had given up its role, and nothing came after it.
         let nothing_lost = facts.info.role == Role::Orphan && !promotion.rolls_back;
         let moment = self.moment(facts, &promotion, &told).await?;
-        let lost = if nothing_lost { Loss { written_after: None, known: Vec::new() } } else { loss(&moment, &told, there) };
+        let lost = if nothing_lost {
+            Loss { written_after: None, known: Vec::new() }
+        } else {
+            loss(&moment, &told, there)
+        };
         let did = if self.dry_run { "would promote by force" } else { "promoted by force" };
         let name = targets::image_name(self.pool, &facts.info.name);
         let report = self.details.image(global_id, &name);
@@ -146,7 +152,11 @@ impl Emergency<'_> {
     }
 
     /// When the primary's snapshot was made, if anybody knows.
-    async fn primary_time(&self, facts: &SideFacts, from: &ContinuesFrom) -> Result<Option<Timestamp>, Failure> {
+    async fn primary_time(
+        &self,
+        facts: &SideFacts,
+        from: &ContinuesFrom,
+    ) -> Result<Option<Timestamp>, Failure> {
         let (image, _) = Image::open(self.pool.ioctx(), &facts.info.id).await?;
         if let Some(point) = read_point(&image).await?.filter(|point| point.snap == from.snap) {
             return Ok(Some(point.primary_timestamp));
@@ -171,7 +181,8 @@ impl Emergency<'_> {
 async fn one(pool: &Pool, facts: &SideFacts, dry_run: bool) -> rados::Result<Option<Promotion>> {
     let name = &facts.info.name;
     if facts.info.role != Role::Primary {
-        let promotion = if dry_run { pool.plan_promotion(name, true).await } else { pool.promote(name, true).await };
+        let promotion =
+            if dry_run { pool.plan_promotion(name, true).await } else { pool.promote(name, true).await };
         return promotion.map(Some);
     }
     if dry_run {
@@ -238,7 +249,9 @@ fn loss(moment: &Moment, told: &Told, there: Option<&SideFacts>) -> Loss {
         known.push(format!("a mirror-snapshot of {}, which had not arrived whole", time::universal(remote)));
     }
     if let Some(entries) = told.entries_behind.filter(|entries| *entries > 0) {
-        known.push(format!("at least {entries} journal entries, by which the copy was behind when last heard of"));
+        known.push(format!(
+            "at least {entries} journal entries, by which the copy was behind when last heard of"
+        ));
     }
     Loss { written_after: moment.primary_time.clone().or_else(|| moment.not_before.clone()), known }
 }
@@ -270,7 +283,10 @@ mod tests {
         let told = Told { local: at(1_767_225_600), remote: at(1_767_225_660), entries_behind: None };
         let behind = loss(&moment(None), &told, None);
         assert_eq!(behind.written_after.as_deref(), Some("2026-01-01T00:00:00.000Z"));
-        assert_eq!(behind.known, ["a mirror-snapshot of 2026-01-01T00:01:00.000Z, which had not arrived whole"]);
+        assert_eq!(
+            behind.known,
+            ["a mirror-snapshot of 2026-01-01T00:01:00.000Z, which had not arrived whole"]
+        );
         let current = loss(&moment(Some("2026-01-01T00:01:00.500Z")), &told, None);
         assert!(current.known.is_empty(), "{current:?}");
         let journal = loss(&moment(None), &Told { entries_behind: Some(7), ..Told::default() }, None);

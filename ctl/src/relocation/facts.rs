@@ -116,7 +116,8 @@ impl History {
                 other.newest_own.is_some_and(|(snap, _, demoted)| demoted && this.copies.contains(&snap))
             }
             (History::Tags(this), History::Tags(other)) => {
-                let given_up = other.iter().rev().find_map(|tag| epoch(tag, |uuid| uuid == LOCAL_MIRROR_UUID));
+                let given_up =
+                    other.iter().rev().find_map(|tag| epoch(tag, |uuid| uuid == LOCAL_MIRROR_UUID));
                 let received = |tag: &TagData| epoch(tag, |uuid| uuid != LOCAL_MIRROR_UUID) == given_up;
                 given_up.is_some() && this.iter().any(received)
             }
@@ -162,7 +163,8 @@ pub async fn read(
         let status = status.as_ref().and_then(|status| status.local.clone());
         wanted(&mirror.global_id).then_some((name, status))
     });
-    let facts = futures::stream::iter(mirrored).map(|(name, status)| read_one(pool, name, status, other_mirror_uuid));
+    let facts =
+        futures::stream::iter(mirrored).map(|(name, status)| read_one(pool, name, status, other_mirror_uuid));
     let facts: Vec<_> = facts.buffer_unordered(pool.options().images_in_flight.max(1)).try_collect().await?;
     Ok(facts.into_iter().flatten().collect())
 }

@@ -22,3 +22,6 @@ pub mod facts;
 pub mod plan;
 pub mod planned;
 pub mod report;
+
+/// Called with what was done so far, whenever something was done.
+pub type Record<'a> = Box<dyn FnMut(&report::Details) -> Result<(), crate::failure::Failure> + Send + 'a>;

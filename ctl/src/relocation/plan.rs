@@ -70,7 +70,9 @@ impl Refusal {
     /// The reason, and what to do.
     pub fn sentence(self) -> &'static str {
         match self {
-            Refusal::NotHere => "it has not been copied to this site yet; wait until the daemon here has done so",
+            Refusal::NotHere => {
+                "it has not been copied to this site yet; wait until the daemon here has done so"
+            }
             Refusal::NotThere => "it is not mirrored at the other site (any more)",
             Refusal::BothPrimary => {
                 "both sites are primary (split-brain); decide which one is right, and run `failback --discard-local` at \
@@ -149,7 +151,10 @@ mod tests {
         let here = side(Role::Orphan, true, false);
         assert_eq!(next(KEEP, here, side(Role::Primary, false, true)), Next::CatchUp);
         assert_eq!(next(KEEP, here, side(Role::Orphan, true, true)), Next::Await);
-        assert_eq!(next(KEEP, side(Role::Orphan, false, true), side(Role::Orphan, true, true)), Next::Promote);
+        assert_eq!(
+            next(KEEP, side(Role::Orphan, false, true), side(Role::Orphan, true, true)),
+            Next::Promote
+        );
         // Demoted by hand, and the other site never promoted: this one has it all.
         assert_eq!(next(KEEP, here, side(Role::Orphan, false, true)), Next::Promote);
         assert_eq!(next(KEEP, here, copy()), Next::Promote);

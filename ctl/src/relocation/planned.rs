@@ -39,7 +39,7 @@ pub struct Relocation<'a> {
     /// What was done.
     pub details: Details,
     /// Called whenever something was done.
-    pub record: Box<dyn FnMut(&Details) -> Result<(), Failure> + Send + 'a>,
+    pub record: super::Record<'a>,
     /// Steps are told as they are taken.
     pub talkative: bool,
 }
@@ -60,7 +60,7 @@ impl Relocation<'_> {
         }
         if count(&planned, Next::CatchUp) + count(&planned, Next::Mend) > 0 {
             self.check_daemon(&planned).await?;
-            self.catch_up(&planned).await?;
+            Box::pin(self.catch_up(&planned)).await?;
             planned = self.look().await?;
             self.refuse(&planned)?;
             self.demote(&planned).await?;
@@ -85,7 +85,8 @@ impl Relocation<'_> {
                 Next::Await => &["await", "promote here"],
                 Next::Promote => &["promote here"],
             };
-            self.details.image(global_id, &name).done = would.iter().map(|step| format!("would {step}")).collect();
+            self.details.image(global_id, &name).done =
+                would.iter().map(|step| format!("would {step}")).collect();
             if let Some(there) = pair.there.as_ref().filter(|_| matches!(next, Next::CatchUp | Next::Mend)) {
                 let clients = self.other.answer(facts::clients(&self.other.pool, &there.info)).await?;
                 self.details.image(global_id, &name).clients_there = clients;
@@ -106,9 +107,8 @@ impl Relocation<'_> {
     /// Reads all pairs and plans.
     async fn look(&self) -> Result<Planned, Failure> {
         let wanted = |id: &GlobalImageId| self.wanted.as_ref().is_none_or(|wanted| wanted.contains(id));
-        let here = async {
-            facts::read(self.pool, &self.other.mirror_uuid, wanted).await.map_err(Failure::from)
-        };
+        let here =
+            async { facts::read(self.pool, &self.other.mirror_uuid, wanted).await.map_err(Failure::from) };
         let there = self.other.answer(facts::read(&self.other.pool, &self.mirror_uuid, wanted));
         let (mut here, mut there) = futures::try_join!(here, there)?;
         let ids: BTreeSet<_> = here.keys().chain(there.keys()).cloned().collect();
@@ -141,7 +141,8 @@ impl Relocation<'_> {
         if refused == 0 {
             return Ok(());
         }
-        let sentence = format!("{refused} of {} images cannot be relocated; nothing was changed", planned.len());
+        let sentence =
+            format!("{refused} of {} images cannot be relocated; nothing was changed", planned.len());
         Err(Failure::new(libc::EBUSY, sentence))
     }
 
@@ -149,8 +150,11 @@ impl Relocation<'_> {
     async fn mend(&mut self, planned: &Planned) -> Result<(), Failure> {
         let began = Instant::now();
         let mend: Vec<&Pair> = of(planned, Next::Mend).collect();
-        let names: Vec<String> =
-            mend.iter().filter(|pair| facts::is_primary(&pair.here)).map(|pair| pair.name().to_string()).collect();
+        let names: Vec<String> = mend
+            .iter()
+            .filter(|pair| facts::is_primary(&pair.here))
+            .map(|pair| pair.name().to_string())
+            .collect();
         let outcome = self.pool.demote_images(&names, |_| {}).await;
         self.note(planned, &outcome, "demoted here", true)?;
         for pair in &mend {
@@ -179,7 +183,9 @@ impl Relocation<'_> {
                     0 => String::new(),
                     more => format!(" (and those of {more} more images)"),
                 };
-                let sentence = format!("the last changes of '{name}'{more} would not arrive: {fault}; nothing was changed");
+                let sentence = format!(
+                    "the last changes of '{name}'{more} would not arrive: {fault}; nothing was changed"
+                );
                 return Err(Failure::new(libc::ENOTCONN, sentence));
             }
             tokio::time::sleep(POLL_INTERVAL).await;
@@ -193,11 +199,12 @@ impl Relocation<'_> {
         let mut awaited: BTreeMap<GlobalImageId, SnapId> = BTreeMap::new();
         let moving = of(planned, Next::CatchUp).chain(of(planned, Next::Mend));
         let by_snapshots = moving.filter_map(|pair| {
-            let there = pair.there.as_ref().filter(|there| there.info.mode == Some(MirrorImageMode::Snapshot))?;
+            let there =
+                pair.there.as_ref().filter(|there| there.info.mode == Some(MirrorImageMode::Snapshot))?;
             Some((pair, there.info.name.clone()))
         });
         for (pair, name) in by_snapshots {
-            let snap = self.other.answer(self.other.pool.snapshot(&name, None)).await?;
+            let snap = Box::pin(self.other.answer(self.other.pool.snapshot(&name, None))).await?;
             awaited.insert(pair.global_id.clone(), snap);
         }
         let images = awaited.len();
@@ -216,7 +223,9 @@ impl Relocation<'_> {
         let began = Instant::now();
         let mut names = Vec::new();
         for (global_id, (pair, _)) in planned {
-            let Some(there) = pair.there.as_ref().filter(|_| facts::is_primary(&pair.there)) else { continue };
+            let Some(there) = pair.there.as_ref().filter(|_| facts::is_primary(&pair.there)) else {
+                continue;
+            };
             if facts::is_primary(&pair.here) {
                 continue;
             }
@@ -237,11 +246,15 @@ impl Relocation<'_> {
         let outcome = tokio::time::timeout(self.timeout, demote).await;
         bar.finish();
         let Ok(outcome) = outcome else {
-            let sentence = format!("the images at site '{}' could not be demoted in time; run this again", self.other.name);
+            let sentence = format!(
+                "the images at site '{}' could not be demoted in time; run this again",
+                self.other.name
+            );
             return Err(Failure::new(libc::ETIMEDOUT, sentence));
         };
         self.note(planned, &outcome, "demoted there", false)?;
-        let sentence = format!("{} images at site '{}' are no longer primary", outcome.changed.len(), self.other.name);
+        let sentence =
+            format!("{} images at site '{}' are no longer primary", outcome.changed.len(), self.other.name);
         self.tell("demoted", began, sentence)
     }
 
@@ -276,7 +289,8 @@ impl Relocation<'_> {
         // A promotion that was cut off is finished, too.
         let all: Vec<String> = names.iter().cloned().chain(unfinished).collect();
         let bar = Bar::new("promoting", "images");
-        let outcome = self.pool.promote_images(&all, false, |p| bar.set(p.finished as u64, p.total as u64)).await;
+        let outcome =
+            self.pool.promote_images(&all, false, |p| bar.set(p.finished as u64, p.total as u64)).await;
         bar.finish();
         self.note(planned, &outcome, "promoted here", true)?;
         if outcome.changed.is_empty() {
@@ -318,7 +332,8 @@ impl Relocation<'_> {
         let mut well_at = Instant::now();
         loop {
             let planned = self.look().await?;
-            let waiting: Vec<&Pair> = planned.values().map(|(pair, _)| pair).filter(|pair| !arrived(pair)).collect();
+            let waiting: Vec<&Pair> =
+                planned.values().map(|(pair, _)| pair).filter(|pair| !arrived(pair)).collect();
             let Some(first) = waiting.first() else { return Ok(()) };
             bar.set(images.saturating_sub(waiting.len()) as u64, images as u64);
             let fault = waiting.iter().find_map(|pair| Fault::of(pair));
@@ -327,8 +342,10 @@ impl Relocation<'_> {
             match &fault {
                 None => well_at = Instant::now(),
                 Some(fault) if well_at.elapsed() > fault.patience() => {
-                    let sentence =
-                        format!("changes of {} images have not arrived, '{name}' among them: {fault}", waiting.len());
+                    let sentence = format!(
+                        "changes of {} images have not arrived, '{name}' among them: {fault}",
+                        waiting.len()
+                    );
                     return Err(Failure::new(libc::ETIMEDOUT, sentence));
                 }
                 Some(_) => {}
@@ -346,11 +363,19 @@ impl Relocation<'_> {
     }
 
     /// Takes down what became of images, and fails when one of them could not be changed.
-    fn note(&mut self, planned: &Planned, outcome: &PoolOutcome, did: &str, here: bool) -> Result<(), Failure> {
+    fn note(
+        &mut self,
+        planned: &Planned,
+        outcome: &PoolOutcome,
+        did: &str,
+        here: bool,
+    ) -> Result<(), Failure> {
         let id_of = |name: &str| {
             let side = |pair: &Pair| if here { pair.here.clone() } else { pair.there.clone() };
             planned.values().find_map(|(pair, _)| {
-                side(pair).filter(|side| side.info.name == name).map(|_| (pair.global_id.clone(), pair.name().to_string()))
+                side(pair)
+                    .filter(|side| side.info.name == name)
+                    .map(|_| (pair.global_id.clone(), pair.name().to_string()))
             })
         };
         for name in &outcome.changed {
@@ -429,7 +454,9 @@ impl Fault {
         match pair.here.as_ref().and_then(|here| here.status.as_ref()) {
             None => Some(Fault::Silent),
             Some(status) if !status.up => Some(Fault::Down),
-            Some(status) if status.state == StatusState::Error => Some(Fault::Error(status.description.clone())),
+            Some(status) if status.state == StatusState::Error => {
+                Some(Fault::Error(status.description.clone()))
+            }
             Some(_) => None,
         }
     }

@@ -31,7 +31,8 @@ impl Twins<'_> {
         if line.contains("peer add") && theirs.code == Some(0) {
             self.peers = (theirs.stdout.trim().to_string(), mine.stdout.trim().to_string());
         }
-        let (plain_theirs, plain_mine) = (normal(&theirs.stdout, &self.stock), normal(&mine.stdout, &self.ours));
+        let (plain_theirs, plain_mine) =
+            (normal(&theirs.stdout, &self.stock), normal(&mine.stdout, &self.ours));
         ensure!(
             theirs.code == mine.code && plain_theirs == plain_mine,
             "`{line}`: stock {:?} {:?} ({}), ours {:?} {:?} ({})",
@@ -319,11 +320,15 @@ pub async fn wrong_input(world: &World) -> Result<()> {
         let line = line.replace("POOL", &pool);
         let words: Vec<&str> = line.split_whitespace().collect();
         let (theirs, mine) = (run_stock(a, &words).await?, run_ours(a, &words).await?);
-        ensure!(theirs.code == mine.code && mine.code != Some(0), "`{line}`: stock {theirs:?}, ours {mine:?}");
+        ensure!(
+            theirs.code == mine.code && mine.code != Some(0),
+            "`{line}`: stock {theirs:?}, ours {mine:?}"
+        );
         expect_sentence(&line, &mine)?;
     }
     // Words that the stock tool passes over in silence.
-    for line in ["mirror pool info --pool POOL surplus", "mirror image status --pool POOL --image x surplus"] {
+    for line in ["mirror pool info --pool POOL surplus", "mirror image status --pool POOL --image x surplus"]
+    {
         let line = line.replace("POOL", &pool);
         let words: Vec<&str> = line.split_whitespace().collect();
         run_ours(a, &words).await?.fails_with(1)?;

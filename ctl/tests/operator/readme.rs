@@ -31,7 +31,8 @@ fn scenes(text: &str) -> Vec<Scene> {
             let typed = lines.by_ref().take_while(|line| line.trim() != "```");
             let script = typed.map(str::trim).collect::<Vec<_>>().join("\n");
             scenes.push(Scene::Typed { site: site.to_string(), script });
-        } else if let Some(direction) = line.strip_prefix("<!-- test: ").and_then(|l| l.strip_suffix(" -->")) {
+        } else if let Some(direction) = line.strip_prefix("<!-- test: ").and_then(|l| l.strip_suffix(" -->"))
+        {
             scenes.push(Scene::Direction(direction.to_string()));
         }
     }
@@ -64,7 +65,10 @@ impl Theatre<'_> {
         let path = std::env::var("PATH").unwrap_or_default();
         let ours = ctl().parent().unwrap_or(Path::new("/")).display();
         shell.args(["-euo", "pipefail", "-c", script]).current_dir(self.desk.path());
-        shell.env("PATH", format!("{ours}:{path}")).env("CEPH_CONF", site.conf_path()).env_remove("CEPH_ARGS");
+        shell
+            .env("PATH", format!("{ours}:{path}"))
+            .env("CEPH_CONF", site.conf_path())
+            .env_remove("CEPH_ARGS");
         shell.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).kill_on_drop(true);
         let said = run(shell).await?;
         ensure!(said.code == Some(0), "at {}:\n{script}\n{}{}", site.name(), said.stdout, said.stderr);

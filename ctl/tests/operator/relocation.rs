@@ -94,12 +94,18 @@ pub async fn there_and_back_under_a_writer(world: &World) -> Result<()> {
         ensure!(told.contains("What to do now") && told.contains("Stop the clients"), "{told}");
         stage.expect_relocated(b, a).await?;
         let filed = read_report(&report)?;
-        ensure!(filed["outcome"] == "done" && filed["details"]["images"].as_array().is_some_and(|i| i.len() == 2), "{filed}");
+        ensure!(
+            filed["outcome"] == "done" && filed["details"]["images"].as_array().is_some_and(|i| i.len() == 2),
+            "{filed}"
+        );
 
         // Again: there is nothing to do.
         let again = run_ours(b, &["failover", &stage.pool, "--format", "json"]).await?.ok()?;
         let again: Value = serde_json::from_str(&again)?;
-        ensure!(again["outcome"] == "done" && again["details"]["images"][0]["done"] == serde_json::json!([]), "{again}");
+        ensure!(
+            again["outcome"] == "done" && again["details"]["images"][0]["done"] == serde_json::json!([]),
+            "{again}"
+        );
 
         stage.scribble(b, 100).await?;
         let writer = Writer::start(b, &stage.images[1])?;
@@ -142,7 +148,9 @@ pub async fn killed_half_way(world: &World) -> Result<()> {
                 break;
             }
             child.kill().await?;
-            stages_seen.extend(read_report(&report).ok().and_then(|r| Some(r["details"]["steps"].as_array()?.len())));
+            stages_seen.extend(
+                read_report(&report).ok().and_then(|r| Some(r["details"]["steps"].as_array()?.len())),
+            );
             ensure!(attempt < 60, "turn {turn}: it never ends");
         }
         stage.expect_relocated(to, from).await.with_context(|| format!("turn {turn}"))?;
@@ -196,15 +204,28 @@ pub async fn the_other_site_is_lost(world: &World) -> Result<()> {
     Ok(())
 }
 
-async fn in_an_emergency(stage: &Stage<'_>, expected: &[String], arrived: &[String], exact: bool) -> Result<()> {
+async fn in_an_emergency(
+    stage: &Stage<'_>,
+    expected: &[String],
+    arrived: &[String],
+    exact: bool,
+) -> Result<()> {
     let b = stage.world.b();
     let began = Instant::now();
-    let said = run_ours(b, &["failover", &stage.pool, "--peer-timeout", "3"]).await?.fails_with(libc::ETIMEDOUT)?;
-    ensure!(began.elapsed() < Duration::from_secs(30), "it waited for {} s: {said}", began.elapsed().as_secs());
+    let said =
+        run_ours(b, &["failover", &stage.pool, "--peer-timeout", "3"]).await?.fails_with(libc::ETIMEDOUT)?;
+    ensure!(
+        began.elapsed() < Duration::from_secs(30),
+        "it waited for {} s: {said}",
+        began.elapsed().as_secs()
+    );
     ensure!(!is_primary(b, &stage.images[0]).await?);
 
     let rehearsed = run_ours(b, &["failover", "--emergency", "--dry-run", &stage.pool]).await?.ok()?;
-    ensure!(rehearsed.contains("would promote by force") && !is_primary(b, &stage.images[0]).await?, "{rehearsed}");
+    ensure!(
+        rehearsed.contains("would promote by force") && !is_primary(b, &stage.images[0]).await?,
+        "{rehearsed}"
+    );
     let folder = tempfile::tempdir()?;
     let report = folder.path().join("report.json");
     let report_option = format!("--report={}", report.display());
@@ -219,13 +240,25 @@ async fn in_an_emergency(stage: &Stage<'_>, expected: &[String], arrived: &[Stri
         let one = images.iter().find(|one| one["image"] == image.as_str()).context("all images are told")?;
         let moment = &one["continues_from"];
         if exact {
-            ensure!(moment["primary_time"] == arrived[index].as_str(), "{one}, but it was {}", arrived[index]);
+            ensure!(
+                moment["primary_time"] == arrived[index].as_str(),
+                "{one}, but it was {}",
+                arrived[index]
+            );
             ensure!(one["lost"]["written_after"] == arrived[index].as_str(), "{one}");
         } else {
             let bound = |name: &str| moment[name].as_str().map(str::to_string);
-            ensure!(bound("not_after").is_some_and(|bound| bound >= arrived[index]), "{one}, {}", arrived[index]);
+            ensure!(
+                bound("not_after").is_some_and(|bound| bound >= arrived[index]),
+                "{one}, {}",
+                arrived[index]
+            );
             // To the second, and rounded down.
-            ensure!(bound("not_before").is_none_or(|bound| bound <= arrived[index]), "{one}, {}", arrived[index]);
+            ensure!(
+                bound("not_before").is_none_or(|bound| bound <= arrived[index]),
+                "{one}, {}",
+                arrived[index]
+            );
         }
     }
     // Again: there is nothing to do.

@@ -27,7 +27,8 @@ pub async fn completions(world: &World) -> Result<()> {
 
     let page = run_ours(world.a(), &["man"]).await?.ok()?;
     ensure!(page.starts_with(".ie") && page.contains(".SS \"mirror image resync\""));
-    let formatted = Tool::new("groff").args(["-man", "-ww", "-Tascii", "-P-cbou", "-"]).stdin(page).run().await;
+    let formatted =
+        Tool::new("groff").args(["-man", "-ww", "-Tascii", "-P-cbou", "-"]).stdin(page).run().await;
     match formatted {
         Ok(text) => ensure!(text.contains("mirror snapshot schedule add")),
         // groff is no part of what the tests need.
@@ -44,7 +45,8 @@ pub async fn bars_on_terminals_only(world: &World) -> Result<()> {
     }
     let demoted = run_ours(world.a(), &["mirror", "pool", "demote", &pool]).await?;
     ensure!(demoted.stderr.is_empty() && demoted.stdout == "Demoted 2 mirrored images\n", "{demoted:?}");
-    let line = format!("{} -c {} mirror pool promote {pool}", ctl().display(), world.a().conf_path().display());
+    let line =
+        format!("{} -c {} mirror pool promote {pool}", ctl().display(), world.a().conf_path().display());
     let shown = Tool::new("script").args(["-qec", &line, "/dev/null"]).env("TERM", "xterm").run().await?;
     ensure!(shown.contains("promoting [") && shown.contains("/2 images"), "{shown:?}");
     ensure!(shown.trim_end().ends_with("Promoted 2 mirrored images"), "{shown:?}");

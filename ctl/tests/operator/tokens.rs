@@ -9,16 +9,22 @@ pub async fn both_ways(world: &World) -> Result<()> {
     for (made_by_us, imported_by_us) in [(true, false), (false, true), (true, true)] {
         for direction in ["rx-only", "rx-tx"] {
             let pool = world.new_pool().await?;
-            exchange(world, &pool, made_by_us, imported_by_us, direction)
-                .await
-                .with_context(|| format!("made by us {made_by_us}, imported by us {imported_by_us}, {direction}"))?;
+            exchange(world, &pool, made_by_us, imported_by_us, direction).await.with_context(|| {
+                format!("made by us {made_by_us}, imported by us {imported_by_us}, {direction}")
+            })?;
             world.strike(&pool).await?;
         }
     }
     refusals(world).await
 }
 
-async fn exchange(world: &World, pool: &str, made_by_us: bool, imported_by_us: bool, direction: &str) -> Result<()> {
+async fn exchange(
+    world: &World,
+    pool: &str,
+    made_by_us: bool,
+    imported_by_us: bool,
+    direction: &str,
+) -> Result<()> {
     let (a, b) = (world.a(), world.b());
     run_ours(a, &["mirror", "pool", "enable", "--site-name", a.name(), pool, "image"]).await?.ok()?;
     let create = ["mirror", "pool", "peer", "bootstrap", "create", "--site-name", a.name(), pool];
@@ -26,13 +32,15 @@ async fn exchange(world: &World, pool: &str, made_by_us: bool, imported_by_us: b
     let token = token.ok()?;
     ensure!(run_stock(a, &create).await?.ok()? == token && run_ours(a, &create).await?.ok()? == token);
     // Half of them from standard input.
-    let import = ["mirror", "pool", "peer", "bootstrap", "import", "--site-name", b.name(), "--direction", direction];
+    let import =
+        ["mirror", "pool", "peer", "bootstrap", "import", "--site-name", b.name(), "--direction", direction];
     let done = if imported_by_us {
         run_with(ours(b, &[&import[..], &[pool, "-"]].concat()), &token).await?
     } else {
         let file = tempfile::NamedTempFile::new()?;
         std::fs::write(file.path(), &token)?;
-        run(stock(b, &[&import[..], &["--token-path", &file.path().display().to_string(), pool]].concat())).await?
+        run(stock(b, &[&import[..], &["--token-path", &file.path().display().to_string(), pool]].concat()))
+            .await?
     };
     ensure!(done.ok()?.is_empty());
     for (cluster, peers) in [(b, 1), (a, usize::from(direction == "rx-tx"))] {

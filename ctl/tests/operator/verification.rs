@@ -125,7 +125,10 @@ pub async fn proves_and_disproves(world: &World) -> Result<()> {
         ensure!(one["report"]["equal"] == false && differences.len() == 1, "{one:#}");
         let range = &differences[0]["ranges"][0];
         ensure!(differences[0]["copy_object"].as_str().is_some_and(|name| name.ends_with(object)), "{one:#}");
-        ensure!(range["offset"] == at && range["length"].as_u64().is_some_and(|length| length <= 4096), "{one:#}");
+        ensure!(
+            range["offset"] == at && range["length"].as_u64().is_some_and(|length| length <= 4096),
+            "{one:#}"
+        );
     }
     let told = run_ours(b, &["verify", &pool]).await?;
     ensure!(told.stdout.contains("DIFFERENT in 1 objects") && told.stdout.contains("differs at"), "{told:?}");
@@ -186,7 +189,11 @@ pub async fn copies_of_cephs_daemon(world: &World) -> Result<()> {
     a.rbd(&["mirror", "image", "enable", &journalled, "journal"]).await?;
     world.arrived(a, b, &image).await?;
     for round in 0..2 {
-        a.write_random(&image, &RandomWrites { seed: round, count: 10, block_bytes: 4096, within: 0..16 * MIB }).await?;
+        a.write_random(
+            &image,
+            &RandomWrites { seed: round, count: 10, block_bytes: 4096, within: 0..16 * MIB },
+        )
+        .await?;
         let snap = a.mirror_snapshot(&image).await?;
         b.wait_copied(&image, snap, LIMIT).await?;
         expect_equal(&verified(a, &[&image], 0).await?, std::slice::from_ref(&image))?;

@@ -31,7 +31,13 @@ pub struct Run {
 impl Run {
     /// Its standard output, when it succeeded.
     pub fn ok(self) -> Result<String> {
-        ensure!(self.code == Some(0), "it ended with {:?}: {}\n{}", self.code, self.stderr.trim(), self.stdout.trim());
+        ensure!(
+            self.code == Some(0),
+            "it ended with {:?}: {}\n{}",
+            self.code,
+            self.stderr.trim(),
+            self.stdout.trim()
+        );
         Ok(self.stdout)
     }
 
@@ -183,8 +189,20 @@ impl Writer {
     /// Begins to write small blocks here and there.
     pub fn start(cluster: &Cluster, spec: &str) -> Result<Writer> {
         let args = [
-            "bench", "--io-type", "write", "--io-size", "4096", "--io-threads", "4", "--io-pattern", "rand",
-            "--io-total", "64G", "--rbd-cache", "false", spec,
+            "bench",
+            "--io-type",
+            "write",
+            "--io-size",
+            "4096",
+            "--io-threads",
+            "4",
+            "--io-pattern",
+            "rand",
+            "--io-total",
+            "64G",
+            "--rbd-cache",
+            "false",
+            spec,
         ];
         let mut command = stock(cluster, &args);
         command.stdout(Stdio::null()).stderr(Stdio::null());

@@ -171,8 +171,8 @@ async fn attempt(ctx: &ImageContext) -> Result<Attempt> {
     };
     match record.map(|record| record.mirror.mode) {
         None => Ok(Attempt::Over),
-        Some(MirrorImageMode::Journal) => journal_mode::attempt(ctx, local).await,
-        Some(MirrorImageMode::Snapshot) => snapshot_mode::attempt(ctx, local).await,
+        Some(MirrorImageMode::Journal) => Box::pin(journal_mode::attempt(ctx, local)).await,
+        Some(MirrorImageMode::Snapshot) => Box::pin(snapshot_mode::attempt(ctx, local)).await,
         Some(MirrorImageMode::Unknown(mode)) => {
             let what = format!("this image is mirrored in a mode that this version does not know ({mode})");
             ctx.publish(Report::new(ReplayState::Error, what), "");

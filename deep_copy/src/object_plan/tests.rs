@@ -85,5 +85,39 @@ fn refuses_answers_that_do_not_fit() {
     assert!(frame.write(&action, &[(asked, sparse(&[asked], 4))]).is_some());
     assert!(frame.write(&action, &[(asked, sparse(&[asked], 3))]).is_none());
     assert!(frame.write(&action, &[(asked, sparse(&[Extent::new(0, 4)], 4))]).is_none());
+    let plain = |length| ReadAnswer::Data(vec![1; length].into());
+    assert!(frame.write(&action, &[(asked, plain(4))]).is_some());
+    assert!(frame.write(&action, &[(asked, plain(5))]).is_none());
     assert!(frame.write(&action, &[(asked, ReadAnswer::Done)]).is_none());
+}
+
+/// What a range lacks, whichever way it was read, becomes zeros; and the data stands in front of the guard.
+#[test]
+fn small_ranges_are_read_plainly_and_data_comes_first() {
+    let small = Extent::new(8192, PLAIN_READ_BYTES_MAX);
+    let large = Extent::new(1 << 20, PLAIN_READ_BYTES_MAX + 1);
+    assert_eq!(read_of(small), ReadSub::Read(small));
+    assert_eq!(read_of(large), ReadSub::SparseRead(large));
+
+    let (context, size) = (SnapContext::default(), 64 << 10);
+    let frame = WriteFrame { object: "o", object_size: 4 << 20, context: &context, newest_local: SnapId(9) };
+    let ranges = RangeSet::from_extents(&[Extent::new(0, 4096), Extent::new(8192, 4096)]);
+    let action = Action::Update { size, ranges };
+    let zeros = ReadAnswer::Data(vec![0; 4096].into());
+    let data = Bytes::from(vec![7; 100]);
+    let reads = [(Extent::new(0, 4096), zeros), (Extent::new(8192, 4096), ReadAnswer::Data(data.clone()))];
+    let op = frame.write(&action, &reads).expect("a write");
+    let guard = op.subs.last().expect("a guard");
+    assert!(matches!(guard, WriteSub::Exec { method, .. } if method == "assert_snapc_seq"), "{guard:?}");
+    let changes = [
+        WriteSub::Create { exclusive: false },
+        WriteSub::Truncate(size),
+        WriteSub::Zero(Extent::new(0, 4096)),
+        WriteSub::Zero(Extent::new(8292, 3996)),
+        WriteSub::Write { offset: 8192, data },
+    ];
+    assert_eq!(op.subs[..op.subs.len() - 1], changes);
+
+    let removal = frame.write(&Action::Remove, &[]).expect("a write");
+    assert!(matches!(removal.subs[..], [WriteSub::Exec { .. }, WriteSub::Remove]), "{removal:?}");
 }

@@ -10,7 +10,7 @@ use deep_copy::budget::Budget;
 use deep_copy::checksum::{Compared, Comparison};
 use deep_copy::copier::{Copier, CopyFailed, Options, Progress};
 use deep_copy::diff::Visits;
-use deep_copy::object_copy::{Method, ObjectCopier, Side};
+use deep_copy::object_copy::{CopyError, Method, ObjectCopier, Side};
 use deep_copy::object_plan::Action;
 use deep_copy::ranges::RangeSet;
 use deep_copy::steps::CopySteps;
@@ -262,6 +262,31 @@ fn every_snapshot_arrives_exactly() {
         for seed in 1..=6 {
             eprintln!("seed {seed}");
             play(seed).await;
+        }
+    });
+}
+
+/// What was written behind the snapshot to be filled stays as it is: the copy says so and writes nothing.
+#[test]
+fn a_snapshot_that_others_wrote_behind_is_not_filled() {
+    run(async {
+        let mut world = World::new(78).await;
+        let (name, size) = (world.name(0), 10_000);
+        let write = |ioctx: IoCtx, op: WriteOp| async move { ioctx.write(op).await.expect("a write") };
+        let full = |byte: u8| WriteSub::WriteFull(vec![byte; size].into());
+        write(world.remote.clone(), WriteOp::new(&name).with(full(1))).await;
+        world.snapshot().await;
+        let all: Vec<SnapId> = world.pairs.values().copied().collect();
+        write(world.local.clone(), WriteOp::new(&name).with(full(2))).await;
+        write(world.local.clone(), WriteOp::new(&name).under(SnapContext::new(all)).with(full(3))).await;
+        for method in [Method::Replay, Method::Repair] {
+            let saved = Arc::new(AtomicU64::new(0));
+            let copy = world.copier(world.local.clone(), None, method, false, &saved).run().await;
+            let failed = copy.expect_err("a copy that was overtaken");
+            let overtaken = matches!(failed, CopyFailed::Object { source: CopyError::Overtaken { .. }, .. });
+            assert!(overtaken, "{failed}");
+            let held = world.local.read_extent(&name, SnapId::HEAD, Extent::new(0, OBJECT_BYTES)).await;
+            assert_eq!(held.expect("a read"), vec![3; size], "{method:?}");
         }
     });
 }

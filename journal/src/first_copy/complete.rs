@@ -14,7 +14,7 @@ use rbd::image::OpenImage;
 use rbd::image_state::{ImageState, SnapState};
 use rbd::{ProtectionStatus, Snapshot, SnapshotNamespace, children, snapshots};
 
-use super::sync_point::name_prefix;
+use super::sync_point::{is_sync_point, name_prefix};
 use crate::types::MirrorPeer;
 
 /// Gives the local image, whose data has been copied from the remote snapshot `end`, its state. Answers with what could
@@ -78,8 +78,7 @@ pub async fn remove_local_sync_points(
 ) -> Result<()> {
     let prefix = name_prefix(local_mirror_uuid);
     let done = |s: &&Snapshot| {
-        s.namespace == SnapshotNamespace::User
-            && s.name.starts_with(&prefix)
+        is_sync_point(s, &prefix)
             && !peer.sync_points.iter().any(|p| p.name == s.name || p.from_name == s.name)
     };
     let done: Vec<_> = local.header.snapshots.values().filter(done).map(|s| (s.id, s.protection)).collect();

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use rados::{Error, Result};
+use rados::{Error, Result, SnapId};
 use rbd::exclusive_lock::{Delegated, ExclusiveLock, LockOptions};
 use rbd::image::OpenImage;
 use rbd::snapshots::{self, NewSnapshot};
@@ -23,12 +23,22 @@ use crate::types::{ClientData, CommitPosition, MirrorPeer, SyncPoint};
 
 /// `SNAP_CREATE_FLAG_SKIP_NOTIFY_QUIESCE`: nobody's file systems are frozen for it.
 const SKIP_QUIESCE: u64 = 1;
-/// How long the remote cluster remembers us as a silent watcher: librbd's value.
-const WATCH_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the remote cluster remembers us as a silent watcher. The lock is held for moments only, and should we die with
+/// it, it is soon free again.
+const WATCH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the names of a site's sync points start with.
 pub fn name_prefix(local_mirror_uuid: &str) -> String {
     format!(".rbd-mirror.{local_mirror_uuid}.")
+}
+
+/// True for a snapshot that is a sync point of the site with this prefix, or was one before its removal was cut off.
+pub fn is_sync_point(snapshot: &Snapshot, prefix: &str) -> bool {
+    match &snapshot.namespace {
+        SnapshotNamespace::User => snapshot.name.starts_with(prefix),
+        SnapshotNamespace::Trash { original_name, .. } => original_name.starts_with(prefix),
+        _ => false,
+    }
 }
 
 /// The remote image, as the source of a copy.
@@ -134,14 +144,20 @@ impl Source<'_> {
     /// Removes the snapshot of this name; it is no error when there is none.
     pub async fn remove(&mut self, name: &str) -> Result<()> {
         self.image.refresh().await?;
-        if self.image.header.user_snapshot(name).is_none() {
-            return Ok(());
+        match self.image.header.user_snapshot(name).map(|snapshot| snapshot.id) {
+            Some(snap) => self.remove_snapshot(snap).await,
+            None => Ok(()),
         }
-        let operation = Operation::SnapRemove { namespace: SnapshotNamespace::User, name: name.to_string() };
+    }
+
+    async fn remove_snapshot(&mut self, snap: SnapId) -> Result<()> {
+        let Some(snapshot) = self.image.header.snapshots.get(&snap) else { return Ok(()) };
+        let (namespace, name) = (snapshot.namespace.clone(), snapshot.name.clone());
+        let operation = Operation::SnapRemove { namespace, name };
         let lock = self.lock().await?;
         let removed = match lock.delegate(operation).await {
             Ok(Delegated::DoneByOwner) => Ok(()),
-            Ok(Delegated::LockedByUs) => self.remove_unowned(name).await,
+            Ok(Delegated::LockedByUs) => self.remove_unowned(snap).await,
             Err(error) if error.is_not_found() => Ok(()),
             Err(error) => Err(error),
         };
@@ -151,15 +167,14 @@ impl Source<'_> {
         self.image.refresh().await
     }
 
-    async fn remove_unowned(&mut self, name: &str) -> Result<()> {
+    async fn remove_unowned(&mut self, snap: SnapId) -> Result<()> {
         self.image.refresh().await?;
-        let Some(snapshot) = self.image.header.user_snapshot(name) else { return Ok(()) };
-        let id = snapshot.id;
+        let Some(snapshot) = self.image.header.snapshots.get(&snap) else { return Ok(()) };
         if snapshot.protection != ProtectionStatus::Unprotected {
-            snapshots::unprotect(&self.image.image, &self.image.header, id).await?;
+            snapshots::unprotect(&self.image.image, &self.image.header, snap).await?;
             self.image.refresh().await?;
         }
-        snapshots::remove(&self.image.image, &self.image.header, id).await?;
+        snapshots::remove(&self.image.image, &self.image.header, snap).await?;
         self.announce();
         Ok(())
     }
@@ -167,11 +182,10 @@ impl Source<'_> {
     /// Removes all of this site's sync points.
     pub async fn remove_all(&mut self) -> Result<()> {
         let prefix = name_prefix(self.local_mirror_uuid);
-        let named = |s: &&Snapshot| s.namespace == SnapshotNamespace::User && s.name.starts_with(&prefix);
-        let names: Vec<_> =
-            self.image.header.snapshots.values().filter(named).map(|s| s.name.clone()).collect();
-        for name in names {
-            self.remove(&name).await?;
+        let all = self.image.header.snapshots.values();
+        let snaps: Vec<_> = all.filter(|s| is_sync_point(s, &prefix)).map(|s| s.id).collect();
+        for snap in snaps {
+            self.remove_snapshot(snap).await?;
         }
         Ok(())
     }

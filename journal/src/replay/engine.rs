@@ -49,6 +49,10 @@ impl Ticket for Held {
 }
 
 /// What the task is told.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all are entries, and one allocation for each would cost more"
+)]
 pub(super) enum Command {
     Entry(EntryPosition, Event, Held),
     TagEnd(TagTid),

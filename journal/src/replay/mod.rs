@@ -168,6 +168,9 @@ impl Replay {
     /// Hands over the next entry; waits while too much is on its way. An entry of another tag than the one before ends
     /// that one, unless [`Replay::end_tag`] has. Cancel-safe: an entry whose future was dropped is not taken.
     pub async fn push(&mut self, position: EntryPosition, entry: EventEntry) -> Result<(), ReplayError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
         let bytes = data_bytes(&entry.event);
         let held = Held { bytes, _own: self.own_permits(bytes).await?, shared: None };
         let shared = tokio::select! {

@@ -307,10 +307,15 @@ impl<T: Ticket> Queue<T> {
                 _ => Ok(Work::Pass),
             };
         };
-        if result >= 0 {
+        // A larger size took effect at its own entry, in an earlier replay.
+        let pending = !matches!(&op, Op::Resize { size: new } if *new == size);
+        if result >= 0 && pending {
             return Ok(Work::Op { op, began });
         }
         self.carried_out(began);
+        if result >= 0 {
+            return Ok(Work::Pass);
+        }
         let half_done = match &op {
             Op::SnapRollback { .. } => true,
             Op::Resize { size: new } => *new < size,

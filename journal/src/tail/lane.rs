@@ -57,8 +57,14 @@ pub(super) struct Lane {
     pub(super) reading: Option<LaneRead>,
     /// What is wrong at `offset`: nothing behind it can be read.
     pub(super) fault: Option<TailError>,
+    /// An entry that was committed lies in the object and has not been read yet. What is no good before it harms nobody.
+    pub(super) committed: Option<EntryPosition>,
     /// An object was removed before it was read to its end, and nothing has been handed out since.
     pub(super) trimmed: bool,
+    /// The object of the newest entry that was handed out; before that, the first object.
+    last: JournalObject,
+    /// Objects behind `last` that held nothing when they were read.
+    empty: Vec<JournalObject>,
     /// Length of the next read.
     length: u64,
     sizes: ReadSizes,
@@ -74,7 +80,10 @@ impl Lane {
             queued_bytes: 0,
             reading: None,
             fault: None,
+            committed: None,
             trimmed: false,
+            last: object,
+            empty: Vec::new(),
             // Nobody knows where in the object the first entry lies that was not committed yet.
             length: sizes.max,
             sizes,
@@ -87,6 +96,7 @@ impl Lane {
         self.offset = 0;
         self.ended = None;
         self.reading = None;
+        self.committed = None;
         self.length = self.sizes.max;
     }
 
@@ -106,7 +116,17 @@ impl Lane {
     pub(super) fn pop(&mut self) -> Option<Entry> {
         let entry = self.queue.pop_front()?;
         self.queued_bytes -= bytes_of(&entry);
+        self.last = entry.object;
+        self.empty.retain(|object| *object > entry.object);
         Some(entry)
+    }
+
+    /// Where the next entry ought to be, which no object holds: in the first object behind the last entry that holds
+    /// nothing, if there is one; or in the object of the last entry.
+    pub(super) fn lacking(&self) -> (Option<JournalObject>, JournalObject) {
+        let end = self.queue.front().map(|entry| entry.object);
+        let empty = self.empty.iter().copied().filter(|object| end.is_none_or(|end| *object < end)).min();
+        (empty, self.last)
     }
 
     pub(super) fn front(&self) -> Option<EntryPosition> {
@@ -131,23 +151,29 @@ impl Lane {
         let bytes = found.unwrap_or_default();
         let at_end = (bytes.len() as u64) < read.length;
         let mut reader = EntryReader::new(bytes, read.offset, layout.object_bytes());
-        let (mut kept, mut needed) = (0, 0);
+        let (mut kept, mut needed, mut found_any) = (0, 0, false);
         loop {
             match reader.find() {
                 Ok(Found::Entry(raw)) => {
                     let belongs =
                         raw.position.entry.0 % layout.splay_width() == layout.offset_of(read.object);
-                    if !belongs {
+                    if belongs && self.committed.is_some_and(|committed| raw.position >= committed) {
+                        self.committed = None;
+                    }
+                    if !belongs && self.committed.is_none() {
                         let why = format!("{} does not belong into this object", raw.position);
                         self.fault = Some(corrupt(names(read.object), self.offset, why));
                         break;
                     }
                     self.offset = reader.offset();
-                    if wanted(raw.position) {
+                    found_any = true;
+                    if belongs && wanted(raw.position) {
                         let entry = Entry { position: raw.position, object: read.object, data: raw.data };
                         self.queued_bytes += bytes_of(&entry);
                         self.queue.push_back(entry);
                         kept += 1;
+                    } else if self.queue.is_empty() {
+                        self.last = read.object;
                     }
                 }
                 Ok(Found::End) => {
@@ -155,6 +181,10 @@ impl Lane {
                     break;
                 }
                 Ok(Found::Partial(bytes)) => {
+                    if at_end && self.committed.is_some() {
+                        reader.skip();
+                        continue;
+                    }
                     self.offset = reader.offset();
                     needed = bytes;
                     if at_end {
@@ -164,12 +194,18 @@ impl Lane {
                     }
                     break;
                 }
+                Err(_) if self.committed.is_some() => reader.skip(),
                 Err(error) => {
                     self.offset = error.offset;
                     self.fault = Some(corrupt(names(read.object), error.offset, error.why));
                     break;
                 }
             }
+        }
+        if found_any {
+            self.empty.retain(|object| *object != read.object);
+        } else if at_end && read.offset == 0 && !self.empty.contains(&read.object) {
+            self.empty.push(read.object);
         }
         self.ended = at_end.then_some(read.begun);
         let grown = if at_end { self.sizes.poll } else { (read.length * READ_GROWTH).min(self.sizes.max) };

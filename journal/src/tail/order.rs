@@ -57,9 +57,10 @@ pub(super) struct Order {
     start: TailStart,
     clock: Stamp,
     known: Knowledge,
-    /// When the newest metadata was asked for, and when it was answered.
+    /// When the newest metadata was asked for.
     asked: Stamp,
-    answered: Stamp,
+    /// The active set at the beginning.
+    first_active_set: ObjectSet,
     /// Since when the active set is known.
     active_since: Stamp,
     /// Since when it is known that `known.committed` was written.
@@ -70,8 +71,6 @@ pub(super) struct Order {
     seen: Option<(TagTid, Stamp)>,
     /// When the last read began that brought an entry.
     arrival: Stamp,
-    /// When something was handed out, or a tag ended.
-    progress: Stamp,
     /// Entries come faster than one by one: other lanes are read ahead.
     burst: bool,
     /// An object went away: the metadata will tell why.
@@ -98,6 +97,7 @@ impl Order {
                     lane.trimmed = true;
                 } else {
                     lane.object = committed.object;
+                    lane.committed = Some(committed.position);
                 }
             }
             at = position.newest().map_or(At::Start, |newest| At::In(after(newest)));
@@ -113,13 +113,12 @@ impl Order {
             clock: 1,
             known: known.clone(),
             asked: 1,
-            answered: 1,
+            first_active_set: known.active_set,
             active_since: 1,
             committed_since: 1,
             told: BTreeMap::new(),
             seen: None,
             arrival: 0,
-            progress: 0,
             burst: false,
             vanished: false,
         };
@@ -161,7 +160,6 @@ impl Order {
                 (At::In(next), Some(front)) if front == next => {
                     self.at = At::In(after(next));
                     lane.trimmed = false;
-                    self.progress = self.tick();
                     return Ok(self.lanes[needed].pop());
                 }
                 (At::In(next), Some(front)) if front.tag == next.tag => {
@@ -174,18 +172,12 @@ impl Order {
                     }
                     self.end_tag(next)?;
                 }
-                (At::Start, Some(front)) => {
-                    let kept = matches!(self.start, TailStart::Oldest) || front.entry == EntryTid(0);
-                    if !kept {
-                        return Err(self.too_far_behind(front));
-                    }
-                    self.at = At::In(front);
-                }
-                (At::After(last), Some(front)) => {
+                (At::Start, Some(front)) if self.start == TailStart::Oldest => self.at = At::In(front),
+                (At::Start | At::After(_), Some(front)) => {
                     if !self.is_explained(front.tag) {
                         return Ok(None);
                     }
-                    self.begin_tag(last, front)?;
+                    self.begin_tag(front)?;
                 }
                 (_, None) => {
                     if let Some(fault) = &lane.fault {
@@ -214,14 +206,17 @@ impl Order {
                     return Err(self.missing(next, format!("its writer has committed {committed}")));
                 }
             }
-            At::After(last) => {
-                let committed = self.known.committed.filter(|at| at.tag > last);
+            At::Start | At::After(_) => {
+                // Whoever begins with the oldest entry does not mind that none is left.
+                if self.tag().is_none() && self.start == TailStart::Oldest {
+                    return Ok(false);
+                }
+                let committed = self.known.committed.filter(|at| Some(at.tag) > self.tag());
                 if let Some(committed) = committed.filter(|_| self.is_void(needed, self.committed_since)) {
-                    let committed = self.committed_between(last, committed.tag).unwrap_or(committed);
-                    return Err(self.first_missing(committed));
+                    let first = self.committed_between(self.tag(), committed.tag).unwrap_or(committed);
+                    return Err(self.first_missing(first));
                 }
             }
-            At::Start => {}
         }
         Ok(false)
     }
@@ -238,13 +233,12 @@ impl Order {
             return Err(self.too_far_behind(next));
         }
         self.at = At::After(next.tag);
-        self.progress = self.tick();
         Ok(())
     }
 
-    /// The first entry of a tag is there, behind the end of tag `last`.
-    fn begin_tag(&mut self, last: TagTid, front: EntryPosition) -> Result<(), TailError> {
-        if let Some(committed) = self.committed_between(last, front.tag) {
+    /// An entry of the next tag is there.
+    fn begin_tag(&mut self, front: EntryPosition) -> Result<(), TailError> {
+        if let Some(committed) = self.committed_between(self.tag(), front.tag) {
             return Err(self.first_missing(committed));
         }
         if front.entry != EntryTid(0) {
@@ -255,10 +249,10 @@ impl Order {
         Ok(())
     }
 
-    /// The last committed entry of the first tag between two that is known to have one.
-    fn committed_between(&self, last: TagTid, next: TagTid) -> Option<EntryPosition> {
+    /// The last committed entry of the first tag between two that is known to have one; from the beginning for none.
+    fn committed_between(&self, last: Option<TagTid>, next: TagTid) -> Option<EntryPosition> {
         let ends = self.told.values().filter_map(|(_, end)| *end);
-        ends.filter(|end| last < end.tag && end.tag < next).min()
+        ends.filter(|end| last < Some(end.tag) && end.tag < next).min()
     }
 
     /// All entries of a tag are gone, of which `committed` was committed.
@@ -321,10 +315,19 @@ impl Order {
 
     fn missing(&self, position: EntryPosition, why: String) -> TailError {
         let lane = &self.lanes[self.lane_of(position.entry)];
-        if lane.trimmed {
+        let began_late = self.at == At::Start && self.known.minimum_set > ObjectSet(0);
+        if lane.trimmed || began_late {
             return self.too_far_behind(position);
         }
-        let object = format!("{}{}", self.prefix, lane.object);
+        let name = |object: JournalObject| format!("{}{object}", self.prefix);
+        let (object, why) = match lane.lacking() {
+            (Some(empty), last) if empty != last => {
+                let before = name(last);
+                let why = format!("that object is gone or empty, or '{before}' lost its end, and {why}");
+                (name(empty), why)
+            }
+            (_, last) => (name(last), why),
+        };
         TailError::Missing { object, position, why }
     }
 
@@ -339,25 +342,33 @@ impl Order {
             && lane.fault.is_none()
             && lane.ended.is_some()
             && self.layout.set_of(lane.object) >= self.known.active_set
-            && match self.at {
-                At::In(next) => self.newer_since(next.tag).or(self.seen_newer(next.tag)).is_none(),
-                At::Start | At::After(_) => true,
-            }
+            && !self.is_tag_over()
     }
 
-    /// True when everything has been handed out that was there at a moment after the last entry was.
+    /// True when everything has been handed out that was there at the beginning.
     pub(super) fn is_at_end(&self) -> bool {
-        self.asked > self.progress && self.is_void(self.needed(), self.answered)
+        let lane = &self.lanes[self.needed()];
+        let set = self.layout.set_of(lane.object);
+        let seen = set > self.first_active_set || (set == self.first_active_set && lane.ended.is_some());
+        seen && lane.queue.is_empty() && lane.fault.is_none() && !self.is_tag_over()
+    }
+
+    /// A newer tag is known than the one that is being read.
+    fn is_tag_over(&self) -> bool {
+        match self.at {
+            At::In(next) => self.newer_since(next.tag).or(self.seen_newer(next.tag)).is_some(),
+            At::Start | At::After(_) => false,
+        }
     }
 
     /// The metadata must be read before anything else can be known.
-    pub(super) fn needs_metadata(&self, to_end: bool) -> bool {
+    pub(super) fn needs_metadata(&self) -> bool {
         let unexplained = match (self.at, self.lanes[0].front()) {
             (At::In(next), _) => self.newer_since(next.tag).is_none() && self.seen_newer(next.tag).is_some(),
-            (At::After(_), Some(front)) => !self.is_explained(front.tag),
+            (At::Start | At::After(_), Some(front)) => !self.is_explained(front.tag),
             _ => false,
         };
-        unexplained || self.vanished || (to_end && self.is_caught_up() && self.asked <= self.progress)
+        unexplained || self.vanished
     }
 
     /// True when the active set may have changed: an object has little room left.
@@ -379,15 +390,15 @@ impl Order {
     }
 
     /// Begins all reads that need not wait: of the lane that is needed, if there is reason to expect something, and of
-    /// others ahead of their turn, within the bound of buffered bytes. `to_end`: whether the end is to be found.
-    pub(super) fn begin_reads(&mut self, to_end: bool) -> Vec<LaneRead> {
+    /// others ahead of their turn, within the bound of buffered bytes.
+    pub(super) fn begin_reads(&mut self) -> Vec<LaneRead> {
         self.advance();
         let needed = self.needed();
         let width = self.lanes.len();
         let mut reads = Vec::new();
         let mut buffered: u64 = self.lanes.iter().map(buffered_bytes).sum();
         for lane in (0..width).map(|i| (needed + i) % width) {
-            let must = lane == needed && self.can_poll() && self.expects(needed, to_end);
+            let must = lane == needed && self.can_poll() && self.expects(needed);
             let may = self.burst && self.is_worth_reading_ahead(lane);
             let length = self.lanes[lane].next_length();
             if must || (may && buffered + length <= self.buffered_bytes_max) {
@@ -400,7 +411,7 @@ impl Order {
     }
 
     /// There is reason to look into the needed lane at once.
-    fn expects(&self, needed: usize, to_end: bool) -> bool {
+    fn expects(&self, needed: usize) -> bool {
         let lane = &self.lanes[needed];
         let Some(begun) = lane.ended else { return true };
         let newer = match self.at {
@@ -416,7 +427,6 @@ impl Order {
             || self.layout.set_of(lane.object) < self.known.active_set
             || newer.is_some_and(|since| begun <= since)
             || (owed && begun <= self.committed_since)
-            || (to_end && begun <= self.answered)
     }
 
     fn is_worth_reading_ahead(&self, lane: usize) -> bool {
@@ -479,7 +489,7 @@ impl Order {
     /// Takes what the metadata told when it was asked at `asked`.
     pub(super) fn absorb_metadata(&mut self, asked: Stamp, told: Knowledge) {
         let now = self.tick();
-        (self.asked, self.answered) = (asked, now);
+        self.asked = asked;
         self.vanished = false;
         if told.active_set > self.known.active_set {
             self.active_since = now;

@@ -14,5 +14,6 @@ mod failover;
 mod journal;
 mod lifecycle;
 mod outages;
+mod repairs;
 mod snapshots;
 mod turns;

@@ -50,6 +50,16 @@ async fn work_goes_on_after_outages() -> Result<()> {
     stage.arrived("image", snap).await.context("the remote cluster was frozen for a while")?;
     stage.state(b, "image", "up+replaying").await?;
 
+    let cut = a.cut_off().await?;
+    let status = stage.state(b, "image", "up+error").await;
+    drop(cut);
+    let status = status?;
+    let told = status["description"].as_str().is_some_and(|d| d.contains("has not answered"));
+    ensure!(told, "the status does not say that the remote cluster is silent: {status}");
+    let snap = change().await?;
+    stage.arrived("image", snap).await.context("the connection to the remote cluster was cut for a while")?;
+    stage.state(b, "image", "up+replaying").await?;
+
     blocklist_clients(b, &daemon_address(b).await?).await?;
     let snap = change().await?;
     stage.arrived("image", snap).await.context("our client was blocklisted at the local cluster")?;

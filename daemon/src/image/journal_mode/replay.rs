@@ -17,6 +17,7 @@ use journal::{Committer, Tail, TailOptions, TailStart};
 use rados::{Error, ErrorClass, Result};
 use rbd::image::OpenImage;
 use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
 
 use super::commits::{CommitTask, Commits};
 use super::feeder::{Feeder, Stations, StepError};
@@ -138,7 +139,8 @@ impl Session<'_> {
             snap_seqs: self.registered.peer(self.local.image.image.id()).snap_seqs,
             ids: self.ctx.shared.snap_ids(self.local.image.image.data_ioctx()),
             budget: self.ctx.shared.budget.clone(),
-            cancel: self.ctx.cancel.clone(),
+            // It is stopped by name, so that it never seems to have failed.
+            cancel: CancellationToken::new(),
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use journal::Journal;
 use journal::first_copy::remove_local_sync_points;
-use journal::first_copy::sync_point::{Source, name_prefix};
+use journal::first_copy::sync_point::{Source, is_sync_point, name_prefix};
 use rados::{Error, ErrorClass, Result};
 use rbd::image::OpenImage;
 use tokio::task::JoinHandle;
@@ -25,7 +25,7 @@ impl Session<'_> {
         remove_local_sync_points(&mut self.local.image, &peer, &uuid).await?;
         self.remote.image.refresh().await?;
         let prefix = name_prefix(&uuid);
-        let left = self.remote.image.header.snapshots.values().any(|s| s.name.starts_with(&prefix));
+        let left = self.remote.image.header.snapshots.values().any(|s| is_sync_point(s, &prefix));
         if self.tidying.is_none() && (left || !peer.sync_points.is_empty()) {
             let (image, journal) = (self.remote.image.clone(), self.their_journal());
             self.tidying = Some(tokio::spawn(tidy_remote(image, journal, uuid.to_string())));

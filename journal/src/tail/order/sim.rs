@@ -214,15 +214,14 @@ impl Sim {
         let (entries, fault) = self.order.take(2000);
         self.read.extend(entries);
         self.fault = fault;
-        let reads = self.order.begin_reads(false);
+        let reads = self.order.begin_reads();
         self.requests.extend(reads.into_iter().map(|read| Request::Read(read, None)));
         if poll && self.order.can_poll() {
             let read = self.order.poll();
             self.requests.push(Request::Read(read, None));
         }
         let asking = self.requests.iter().any(|request| matches!(request, Request::Metadata(..)));
-        if !asking && (self.order.needs_metadata(false) || (poll && self.rng.random_bool(self.metadata_rate)))
-        {
+        if !asking && (self.order.needs_metadata() || (poll && self.rng.random_bool(self.metadata_rate))) {
             let asked = self.order.begin_metadata();
             self.requests.push(Request::Metadata(asked, self.order.tag(), None));
         }
@@ -274,16 +273,16 @@ impl Sim {
         }
     }
 
-    /// The reader goes on, while nobody writes, until it has nothing to do any more or fails.
+    /// The reader goes on, while nobody writes, until it fails or has found nothing for long.
     pub fn drain(&mut self) {
         self.metadata_rate = 0.2;
-        for _ in 0..20_000 {
+        let (mut idle, mut read) = (0, self.read.len());
+        while idle < 1000 && self.fault.is_none() {
             self.think(true);
-            if self.fault.is_some() {
-                return;
-            }
             self.serve();
             self.serve();
+            idle = if self.read.len() == read { idle + 1 } else { 0 };
+            read = self.read.len();
         }
     }
 

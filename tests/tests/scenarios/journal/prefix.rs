@@ -91,7 +91,12 @@ async fn one_promotion(stage: &Stage, image: &str, seed: u64, treatment: Treatme
 }
 
 /// The copy arrives at what the writer has written, while it writes on.
-async fn follows(stage: &Stage, image: &str, pattern: &Pattern, writer: &mut StampedWriter) -> Result<()> {
+pub(super) async fn follows(
+    stage: &Stage,
+    image: &str,
+    pattern: &Pattern,
+    writer: &mut StampedWriter,
+) -> Result<()> {
     let target = writer.batch();
     until("the copy to reach the writer", async || {
         // It is not read in one instant, so it may look like no state at all.
@@ -129,11 +134,11 @@ async fn fail_back(stage: &Stage, image: &str, seed: u64) -> Result<()> {
     Ok(())
 }
 
-async fn stamps(cluster: &Cluster, spec: &str) -> Result<Vec<u64>> {
+pub(super) async fn stamps(cluster: &Cluster, spec: &str) -> Result<Vec<u64>> {
     stamps_of(&cluster.read(spec).await?)
 }
 
-async fn kill(daemon: &mut MirrorDaemon) -> Result<()> {
+pub(super) async fn kill(daemon: &mut MirrorDaemon) -> Result<()> {
     daemon.kill(Signal::SIGKILL);
     daemon.wait(LIMIT).await.map(drop)
 }

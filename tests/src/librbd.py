@@ -1,0 +1,92 @@
+"""Holds one image open through the stock librbd and does to it what its standard input says, a command per line.
+
+    write OFFSET HEX            same OFFSET LENGTH HEX      compare OFFSET HEX-TO-BE-THERE HEX
+    discard OFFSET LENGTH       zeroes OFFSET LENGTH        flush
+    burst COUNT LENGTH DEPTH SEED SIZE
+
+Each is answered by a line with what librbd returned: a length, 0, or a negated errno. A burst writes random bytes at
+random multiples of LENGTH below SIZE, so many at once, without a flush.
+"""
+
+import ctypes
+import random
+import sys
+
+conf, pool, namespace, name = sys.argv[1:]
+rados = ctypes.CDLL("librados.so.2")
+rbd = ctypes.CDLL("librbd.so.1")
+u64, size_t = ctypes.c_uint64, ctypes.c_size_t
+for function in ("rbd_write", "rbd_writesame", "rbd_compare_and_write", "rbd_write_zeroes"):
+    getattr(rbd, function).restype = ctypes.c_ssize_t
+rbd.rbd_aio_get_return_value.restype = ctypes.c_ssize_t
+
+
+def check(result, what):
+    if result < 0:
+        sys.exit("cannot %s: error %d" % (what, result))
+
+
+def burst(image, count, length, depth, seed, size):
+    chance = random.Random(seed)
+    under_way, worst = [], 0
+
+    def finish():
+        completion, _ = under_way.pop(0)
+        rbd.rbd_aio_wait_for_complete(completion)
+        result = rbd.rbd_aio_get_return_value(completion)
+        rbd.rbd_aio_release(completion)
+        return min(worst, result)
+
+    for _ in range(count):
+        if len(under_way) == depth:
+            worst = finish()
+        data = chance.getrandbits(length * 8).to_bytes(length, "little")
+        completion = ctypes.c_void_p()
+        check(rbd.rbd_aio_create_completion(None, None, ctypes.byref(completion)), "begin a write")
+        offset = chance.randrange(size // length) * length
+        check(rbd.rbd_aio_write(image, u64(offset), size_t(length), data, completion), "begin a write")
+        under_way.append((completion, data))
+    while under_way:
+        worst = finish()
+    return worst
+
+
+def run(image, command, words):
+    if command == "write":
+        data = bytes.fromhex(words[1])
+        return rbd.rbd_write(image, u64(int(words[0])), size_t(len(data)), data)
+    if command == "same":
+        data = bytes.fromhex(words[2])
+        offset, length = u64(int(words[0])), size_t(int(words[1]))
+        return rbd.rbd_writesame(image, offset, length, data, size_t(len(data)), 0)
+    if command == "compare":
+        there, data, mismatch = bytes.fromhex(words[1]), bytes.fromhex(words[2]), u64()
+        offset, length = u64(int(words[0])), size_t(len(data))
+        return rbd.rbd_compare_and_write(image, offset, length, there, data, ctypes.byref(mismatch), 0)
+    if command == "discard":
+        return rbd.rbd_discard(image, u64(int(words[0])), u64(int(words[1])))
+    if command == "zeroes":
+        return rbd.rbd_write_zeroes(image, u64(int(words[0])), size_t(int(words[1])), 0, 0)
+    if command == "flush":
+        return rbd.rbd_flush(image)
+    if command == "burst":
+        return burst(image, *map(int, words))
+    sys.exit("there is no command " + command)
+
+
+cluster, io, image = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
+check(rados.rados_create(ctypes.byref(cluster), b"admin"), "make a handle")
+check(rados.rados_conf_read_file(cluster, conf.encode()), "read the configuration")
+check(rados.rados_connect(cluster), "connect")
+check(rados.rados_ioctx_create(cluster, pool.encode(), ctypes.byref(io)), "open the pool")
+rados.rados_ioctx_set_namespace(io, namespace.encode())
+check(rbd.rbd_open(io, name.encode(), ctypes.byref(image), None), "open the image")
+address = ctypes.c_char_p()
+check(rados.rados_getaddrs(cluster, ctypes.byref(address)), "learn the address")
+print(address.value.decode(), flush=True)
+for line in sys.stdin:
+    command, *words = line.split()
+    print(run(image, command, words), flush=True)
+check(rbd.rbd_close(image), "close the image")
+rados.rados_ioctx_destroy(io)
+rados.rados_shutdown(cluster)
