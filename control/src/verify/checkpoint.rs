@@ -1,9 +1,11 @@
 //! Points that two images have in common, made for the purpose: snapshots of a user on a primary in journal mode, which
 //! are replayed on the copy in order with the writes.
 //!
-//! Whoever has the image open makes and removes them for us. Where nobody does, the lock is taken, which brings the image
-//! up to its journal and begins an epoch of ours in that; the operation is journalled as librbd journals it (begun, done,
-//! finished), and committed.
+//! The lock is taken from whoever has it, who gets it back afterwards: the image is brought up to its journal, an epoch of
+//! ours begins in that, and the snapshot is journalled as librbd journals it (begun, done, finished) and committed.
+//! librbd itself is not asked to make it: its writers journal a write before they wait for a snapshot that is being made,
+//! so what is in flight then is behind that snapshot at the primary and in front of it in the journal. Nobody was told that
+//! such a write is done, so either is right; but the two snapshots differ. Removal is asked of the owner of the lock.
 //!
 //! Reference: `src/librbd/operation/Request.cc`, `src/librbd/operation/SnapshotCreateRequest.cc`.
 
@@ -14,7 +16,7 @@ use journal::types::IMAGE_CLIENT_ID;
 use rados::Result;
 use rados::error::ResultExt;
 use rbd::exclusive_lock::Delegated;
-use rbd::watch_notify::{Operation, snap_create_flags};
+use rbd::watch_notify::Operation;
 use rbd::{Features, SnapshotNamespace, Timestamp, snapshots};
 
 use crate::pool::Pool;
@@ -45,14 +47,9 @@ impl Pool {
 impl Session {
     async fn make_checkpoint(&mut self, name: &str) -> Result<()> {
         let namespace = SnapshotNamespace::User;
-        let operation = Operation::SnapCreate {
-            namespace: namespace.clone(),
-            name: name.to_string(),
-            flags: snap_create_flags::SKIP_QUIESCE,
-        };
-        if self.delegate(operation).await? == Delegated::DoneByOwner
-            || self.header().user_snapshot(name).is_some()
-        {
+        self.acquire().await?;
+        self.refresh().await?;
+        if self.header().user_snapshot(name).is_some() {
             return Ok(());
         }
         let op = Op::SnapCreate { namespace: namespace.clone(), name: name.to_string() };

@@ -43,6 +43,8 @@ pub struct Verified {
     pub copy_at: String,
     /// What was found.
     pub report: Option<verify::Report>,
+    /// What else is to be known.
+    pub remark: Option<String>,
     /// Why nothing was found.
     pub error: Option<String>,
     #[serde(skip)]
@@ -180,7 +182,7 @@ impl Verifier<'_> {
             found
         };
         match tokio::join!(compare, forward).0 {
-            Ok(report) => verified.report = Some(report),
+            Ok((report, remark)) => (verified.report, verified.remark) = (Some(report), remark),
             Err(failure) => {
                 verified.code = failure.code();
                 verified.error = Some(failure.to_string());
@@ -215,34 +217,64 @@ impl Verifier<'_> {
         }
     }
 
-    /// Compares a pair; where it has no point in common and one can be made, that is done first.
+    /// Compares a pair. A new common point is made first where that is asked for, or where there is none and one can be
+    /// made. In journal mode that is also done when the point that was there proves nothing: writes that were in flight
+    /// when a user's snapshot was made may lie on either side of it (see [`control::verify::checkpoint`]).
     async fn compare(
         &self,
         pair: &Ordered<'_>,
         progress: &watch::Sender<Progress>,
-    ) -> Result<verify::Report, Failure> {
-        let compare = || verify::verify(&pair.primary_subject, &pair.copy_subject, &self.options, progress);
-        let failed = |error: VerifyError| Failure::new(error.errno(), error.to_string());
+    ) -> Result<(verify::Report, Option<String>), Failure> {
         let journalled = pair.primary.mode == Some(MirrorImageMode::Journal);
+        let can_begin_anew = journalled && pair.primary.role == Role::Primary;
+        let mut remark = None;
         if !self.new_point {
-            match compare().await {
-                Err(VerifyError::NothingInCommon(_)) if journalled && pair.primary.role == Role::Primary => {}
-                found => return found.map_err(failed),
+            match self.as_is(pair, progress).await {
+                Err(VerifyError::NothingInCommon(_)) if can_begin_anew => {}
+                Ok(report) if can_begin_anew && !report.equal => {
+                    remark = Some(format!(
+                        "snapshot '{}' differs in {} objects, by writes that were in flight when it was made or by more",
+                        report.pair.name, report.objects_different
+                    ));
+                }
+                found => return Ok((found.map_err(failed)?, None)),
             }
         }
-        let name = &pair.primary.name;
-        if !journalled {
-            let snap = self.of_primary(pair, pair.primary_pool.snapshot(name, None)).await?;
-            self.arrive(pair, |header| has_copy_of(header, snap)).await?;
-            return compare().await.map_err(failed);
-        }
-        let point = format!("{NAME_PREFIX}{}", uuid::Uuid::new_v4());
-        self.of_primary(pair, pair.primary_pool.make_checkpoint(name, &point)).await?;
-        let found = async {
-            self.arrive(pair, |header| header.user_snapshot(&point).is_some()).await?;
-            compare().await.map_err(failed)
+        let report = match journalled {
+            true => self.at_checkpoint(pair, progress).await?,
+            false => {
+                let name = &pair.primary.name;
+                let snap = self.of_primary(pair, pair.primary_pool.snapshot(name, None)).await?;
+                self.arrive(pair, |header| has_copy_of(header, snap)).await?;
+                self.as_is(pair, progress).await.map_err(failed)?
+            }
         };
-        let found = found.await;
+        Ok((report, remark))
+    }
+
+    /// Compares a pair at its newest common point.
+    async fn as_is(
+        &self,
+        pair: &Ordered<'_>,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<verify::Report, VerifyError> {
+        verify::verify(&pair.primary_subject, &pair.copy_subject, &self.options, progress).await
+    }
+
+    /// Compares a pair in journal mode at a snapshot that is made for that and removed afterwards.
+    async fn at_checkpoint(
+        &self,
+        pair: &Ordered<'_>,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<verify::Report, Failure> {
+        let name = &pair.primary.name;
+        let point = format!("{NAME_PREFIX}{}", uuid::Uuid::new_v4());
+        let made = async {
+            self.of_primary(pair, pair.primary_pool.make_checkpoint(name, &point)).await?;
+            self.arrive(pair, |header| header.user_snapshot(&point).is_some()).await?;
+            self.as_is(pair, progress).await.map_err(failed)
+        };
+        let found = made.await;
         // Whatever came of it. Those that were left behind by a run that was killed go, too.
         let removed = self.of_primary(pair, pair.primary_pool.remove_checkpoints(name)).await;
         if let Err(failure) = removed {
@@ -300,6 +332,7 @@ impl Verifier<'_> {
             global_id: info.global_id.as_ref().map_or(String::new(), |id| id.0.clone()),
             copy_at: self.site_name.clone(),
             report: None,
+            remark: None,
             error: None,
             code: 0,
         }
@@ -323,6 +356,10 @@ impl Verified {
             (None, error) => format!("not compared: {}", error.as_deref().unwrap_or("no reason is known")),
         }
     }
+}
+
+fn failed(error: VerifyError) -> Failure {
+    Failure::new(error.errno(), error.to_string())
 }
 
 /// True when an image holds a complete copy of the mirror-snapshot `snap` of its primary, or of a later one.
@@ -375,6 +412,9 @@ fn plain(verified: &[Verified]) -> String {
     }
     let mut text = table.to_string();
     for one in verified {
+        if let Some(remark) = &one.remark {
+            text += &format!("{}: {remark}\n", one.image);
+        }
         let differences = one.report.iter().flat_map(|report| &report.differences);
         for difference in differences.take(DIFFERENCES_SHOWN) {
             let ranges = difference.ranges.iter().map(|range| format!("{}~{}", range.offset, range.length));

@@ -1,9 +1,8 @@
 //! `verify`: equal copies of every shape are proved equal, and whatever is altered in one is found, where it is.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tests::image::RandomWrites;
 use tests::{Cluster, DaemonKind, Extents};
@@ -101,7 +100,7 @@ pub async fn proves_and_disproves(world: &World) -> Result<()> {
 
     // Everything else is. In the image that is cloned it shows through in the clone.
     let spoilt = [
-        ("plain", "0000000000000000", 70_000, 69_632),
+        ("plain", "0000000000000002", 70_000, 8 * MIB + 69_632),
         ("empty", "0000000000000005", 4096, 20 * MIB + 4096),
         ("small-objects", "0000000000000007", 100, 7 * 65_536),
         // The second stripe unit of the second of three objects.
@@ -116,8 +115,8 @@ pub async fn proves_and_disproves(world: &World) -> Result<()> {
     let found = verified(b, &[&pool], libc::EIO).await?;
     let expected = spoilt.iter().map(|(name, object, _, at)| (*name, *object, *at)).chain([(
         "clone",
-        "0000000000000000",
-        69_632,
+        "0000000000000002",
+        8 * MIB + 69_632,
     )]);
     for (name, object, at) in expected {
         let one = &found[&format!("{pool}/{name}")];
@@ -136,44 +135,88 @@ pub async fn proves_and_disproves(world: &World) -> Result<()> {
     // An object that is lost.
     let one = format!("{pool}/plain");
     let prefix = object_prefix(b, &one).await?;
-    b.rados(&["-p", &pool, "rm", &format!("{prefix}.0000000000000002")]).await?;
+    b.rados(&["-p", &pool, "rm", &format!("{prefix}.0000000000000000")]).await?;
     let found = verified(b, &[&one], libc::EIO).await?;
     ensure!(found[&one]["report"]["objects_different"] == 2, "{found:?}");
     world.strike(&pool).await
 }
 
-/// While somebody writes, and mirror-snapshots come and go faster than the comparison ends: it moves along with them.
+/// While somebody writes, and mirror-snapshots come and go faster than the comparison ends: it moves along with them. In
+/// journal mode a common point is made between the writes, and removed.
 pub async fn under_a_writer(world: &World) -> Result<()> {
     let pool = world.mirrored_pool().await?;
     let (a, b) = (world.a(), world.b());
     let _daemon = world.daemon(&our_daemon(), b).await?;
-    let image = format!("{pool}/image");
-    a.create_image(&image, 48 * MIB, &["--object-size", "64K"]).await?;
-    a.apply(&image, Extents::default().fill(0, 24 * MIB, 1)).await?;
+    let (image, journalled) = (format!("{pool}/image"), format!("{pool}/journalled"));
+    a.create_image(&image, 24 * MIB, &["--object-size", "64K"]).await?;
+    a.apply(&image, Extents::default().fill(0, 12 * MIB, 1)).await?;
     a.rbd(&["mirror", "image", "enable", &image, "snapshot"]).await?;
+    journalled_image(a, &journalled).await?;
     world.arrived(a, b, &image).await?;
-    let writer = Writer::start(a, &image)?;
-    let schedule = async {
-        loop {
-            a.mirror_snapshot(&image).await?;
-            tokio::time::sleep(Duration::from_millis(1500)).await;
-        }
+    b.wait_mirror_state(&journalled, "up+replaying", LIMIT).await?;
+
+    // Some objects change in every round, not all: otherwise there were no end.
+    let busy = async {
+        let writer = async {
+            for seed in 0_u64.. {
+                let writes = RandomWrites { seed, count: 5, block_bytes: 4096, within: 0..24 * MIB };
+                a.write_random(&image, &writes).await?;
+            }
+            anyhow::Ok(())
+        };
+        let rounds = async {
+            for _ in 0_u64.. {
+                let snap = a.mirror_snapshot(&image).await?;
+                b.wait_copied(&image, snap, LIMIT).await?;
+            }
+            anyhow::Ok(())
+        };
+        tokio::try_join!(writer, rounds).map(|((), ())| ())
     };
-    let verify = verified(b, &[&image, "--max-objects-per-second", "60", "--parallel", "4"], 0);
+    // 384 objects: enough for several rounds.
+    let slowly = [&image, "--max-objects-per-second", "80"];
+    let verify = verified(b, &slowly, 0);
     let found = tokio::select! {
         found = verify => found?,
-        error = schedule => { let _: std::convert::Infallible = error?; anyhow::bail!("unreachable") }
+        ended = busy => { ended?; bail!("the writer came to an end") }
     };
-    writer.stop().await?;
     expect_equal(&found, std::slice::from_ref(&image))?;
     let report = &found[&image]["report"];
     ensure!(report["moves"].as_u64() >= Some(1), "its pair never went away: {report}");
-    ensure!(report["objects"].as_u64() >= Some(768) && report["seconds"].as_f64() > Some(10.0), "{report}");
+    ensure!(report["objects"].as_u64() >= Some(384) && report["seconds"].as_f64() > Some(4.5), "{report}");
 
     let fresh = verified(b, &[&image, "--new-point"], 0).await?;
     let newer = |found: &BTreeMap<String, Value>| found[&image]["report"]["pair"]["primary_snap"].as_u64();
     ensure!(newer(&fresh) > newer(&found), "no new point was made");
+
+    for cluster in [a, b] {
+        for busy in [true, false] {
+            at_a_point_of_its_own(world, cluster, &journalled, busy).await?;
+        }
+    }
     world.strike(&pool).await
+}
+
+/// A small image with something in it that is mirrored by its journal.
+async fn journalled_image(a: &Cluster, image: &str) -> Result<()> {
+    a.create_image(image, 8 * MIB, &["--image-feature", "exclusive-lock,journaling"]).await?;
+    a.apply(image, Extents::default().fill(0, 4 * MIB, 6)).await?;
+    a.rbd(&["mirror", "image", "enable", image, "journal"]).await?;
+    Ok(())
+}
+
+/// Verifies an image in journal mode at `cluster`, with nobody at it or with somebody who writes; nothing is left behind.
+async fn at_a_point_of_its_own(world: &World, cluster: &Cluster, image: &String, busy: bool) -> Result<()> {
+    let writer = if busy { Some(Writer::start(world.a(), image)?) } else { None };
+    let found = verified(cluster, &[image], 0).await?;
+    expect_equal(&found, std::slice::from_ref(image))?;
+    ensure!(found[image]["report"]["bytes"].as_u64() >= Some(4 * MIB), "{found:?}");
+    if let Some(writer) = writer {
+        writer.stop().await?;
+    }
+    let left = world.a().rbd(&["snap", "ls", image]).await?;
+    ensure!(!left.contains("verify"), "a snapshot is left behind: {left}");
+    Ok(())
 }
 
 /// Copies that Ceph's daemon made: in snapshot mode, where it leaves the newest delta outside the snapshot, and in journal
@@ -184,9 +227,7 @@ pub async fn copies_of_cephs_daemon(world: &World) -> Result<()> {
     let _daemon = world.daemon(&DaemonKind::Ceph, b).await?;
     let (image, journalled) = (format!("{pool}/image"), format!("{pool}/journalled"));
     world.mirrored_image(&image, 16 * MIB, 5).await?;
-    a.create_image(&journalled, 8 * MIB, &["--image-feature", "exclusive-lock,journaling"]).await?;
-    a.apply(&journalled, Extents::default().fill(0, 4 * MIB, 6)).await?;
-    a.rbd(&["mirror", "image", "enable", &journalled, "journal"]).await?;
+    journalled_image(a, &journalled).await?;
     world.arrived(a, b, &image).await?;
     for round in 0..2 {
         a.write_random(
@@ -199,18 +240,7 @@ pub async fn copies_of_cephs_daemon(world: &World) -> Result<()> {
         expect_equal(&verified(a, &[&image], 0).await?, std::slice::from_ref(&image))?;
     }
     b.wait_mirror_state(&journalled, "up+replaying", LIMIT).await?;
-    // With nobody at it, and with somebody who writes.
-    for busy in [false, true] {
-        let writer = if busy { Some(Writer::start(a, &journalled)?) } else { None };
-        for cluster in [a, b] {
-            expect_equal(&verified(cluster, &[&journalled], 0).await?, std::slice::from_ref(&journalled))?;
-        }
-        if let Some(writer) = writer {
-            writer.stop().await?;
-        }
-        let left = a.rbd(&["snap", "ls", &journalled]).await?;
-        ensure!(!left.contains("verify"), "a snapshot is left behind: {left}");
-    }
+    at_a_point_of_its_own(world, b, &journalled, true).await?;
     // A snapshot that a user made will do.
     a.snap_create(&format!("{journalled}@theirs")).await?;
     let copied = format!("{journalled}@theirs");
