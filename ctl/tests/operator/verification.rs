@@ -1,8 +1,9 @@
 //! `verify`: equal copies of every shape are proved equal, and whatever is altered in one is found, where it is.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tests::image::RandomWrites;
 use tests::{Cluster, DaemonKind, Extents};
@@ -156,30 +157,29 @@ pub async fn under_a_writer(world: &World) -> Result<()> {
     b.wait_mirror_state(&journalled, "up+replaying", LIMIT).await?;
 
     // Some objects change in every round, not all: otherwise there were no end.
-    let busy = async {
-        let writer = async {
-            for seed in 0_u64.. {
-                let writes = RandomWrites { seed, count: 5, block_bytes: 4096, within: 0..24 * MIB };
-                a.write_random(&image, &writes).await?;
-            }
-            anyhow::Ok(())
-        };
-        let rounds = async {
-            for _ in 0_u64.. {
-                let snap = a.mirror_snapshot(&image).await?;
-                b.wait_copied(&image, snap, LIMIT).await?;
-            }
-            anyhow::Ok(())
-        };
-        tokio::try_join!(writer, rounds).map(|((), ())| ())
+    let done = Cell::new(false);
+    let writer = async {
+        for seed in (0_u64..).take_while(|_| !done.get()) {
+            let writes = RandomWrites { seed, count: 5, block_bytes: 4096, within: 0..24 * MIB };
+            a.write_random(&image, &writes).await?;
+        }
+        anyhow::Ok(())
+    };
+    let rounds = async {
+        while !done.get() {
+            let snap = a.mirror_snapshot(&image).await?;
+            b.wait_copied(&image, snap, LIMIT).await?;
+        }
+        anyhow::Ok(())
     };
     // 384 objects: enough for several rounds.
     let slowly = [&image, "--max-objects-per-second", "80"];
-    let verify = verified(b, &slowly, 0);
-    let found = tokio::select! {
-        found = verify => found?,
-        ended = busy => { ended?; bail!("the writer came to an end") }
+    let verify = async {
+        let found = verified(b, &slowly, 0).await;
+        done.set(true);
+        found
     };
+    let (found, _, _) = tokio::try_join!(verify, writer, rounds)?;
     expect_equal(&found, std::slice::from_ref(&image))?;
     let report = &found[&image]["report"];
     ensure!(report["moves"].as_u64() >= Some(1), "its pair never went away: {report}");
@@ -212,7 +212,7 @@ async fn at_a_point_of_its_own(world: &World, cluster: &Cluster, image: &String,
     expect_equal(&found, std::slice::from_ref(image))?;
     ensure!(found[image]["report"]["bytes"].as_u64() >= Some(4 * MIB), "{found:?}");
     if let Some(writer) = writer {
-        writer.stop().await?;
+        writer.finish().await?;
     }
     let left = world.a().rbd(&["snap", "ls", image]).await?;
     ensure!(!left.contains("verify"), "a snapshot is left behind: {left}");
