@@ -35,8 +35,9 @@ check: deps ## Format, lints, documentation, licences of dependencies
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 	$(CARGO) run --locked -q -p tests --bin licences
 
-bench: deps build ## Time the daemon against Ceph's on the same two clusters (BENCH_ARGS=--quick, --only NAME, …)
-	$(CARGO) run --release --locked -p bench -- --rbd-mirror $(release)/rbd-mirror $(BENCH_ARGS)
+bench: deps build ## Time daemon and command against Ceph's on the same two clusters (BENCH_ARGS=--quick, --only NAME, …)
+	$(CARGO) run --release --locked -p bench -- --rbd-mirror $(release)/rbd-mirror \
+		--rbd-mirrorctl $(release)/rbd-mirrorctl $(BENCH_ARGS)
 
 clean: ## Remove what was built
 	$(CARGO) clean
