@@ -244,7 +244,7 @@ impl Verifier<'_> {
             true => self.at_checkpoint(pair, progress).await?,
             false => {
                 let name = &pair.primary.name;
-                let snap = self.of_primary(pair, pair.primary_pool.snapshot(name, None)).await?;
+                let snap = self.of_primary(pair.primary_pool.snapshot(name, None)).await?;
                 self.arrive(pair, |header| has_copy_of(header, snap)).await?;
                 self.as_is(pair, progress).await.map_err(failed)?
             }
@@ -270,29 +270,29 @@ impl Verifier<'_> {
         let name = &pair.primary.name;
         let point = format!("{NAME_PREFIX}{}", uuid::Uuid::new_v4());
         let made = async {
-            self.of_primary(pair, pair.primary_pool.make_checkpoint(name, &point)).await?;
+            self.of_primary(pair.primary_pool.make_checkpoint(name, &point)).await?;
             self.arrive(pair, |header| header.user_snapshot(&point).is_some()).await?;
             self.as_is(pair, progress).await.map_err(failed)
         };
         let found = made.await;
         // Whatever came of it. Those that were left behind by a run that was killed go, too.
-        let removed = self.of_primary(pair, pair.primary_pool.remove_checkpoints(name)).await;
+        let removed = self.of_primary(pair.primary_pool.remove_checkpoints(name)).await;
         if let Err(failure) = removed {
             output::complain(&failure.to_string());
         }
         found
     }
 
-    /// Waits for what is asked of the primary's cluster.
-    async fn of_primary<T>(
-        &self,
-        pair: &Ordered<'_>,
-        request: impl Future<Output = rados::Result<T>>,
-    ) -> Result<T, Failure> {
-        match pair.primary_there {
-            true => self.other.answer(request).await,
-            false => Ok(request.await?),
-        }
+    /// Waits for what is asked of the primary. That may take as long as a client that has died still holds the lock.
+    async fn of_primary<T>(&self, request: impl Future<Output = rados::Result<T>>) -> Result<T, Failure> {
+        let Ok(done) = tokio::time::timeout(self.timeout, request).await else {
+            let span = time::span(self.timeout.as_secs());
+            return Err(Failure::new(
+                libc::ETIMEDOUT,
+                format!("the primary has not done what was asked for {span}"),
+            ));
+        };
+        Ok(done?)
     }
 
     /// Waits until the copy's header is as wanted.

@@ -93,10 +93,10 @@ impl Theatre<'_> {
             }
             "site-a is lost" => {
                 self.lost = true;
-                freeze(a, true)?;
+                a.freeze()?;
             }
             "site-a is back" => {
-                freeze(a, false)?;
+                a.thaw()?;
                 self.lost = false;
                 until("site-a to be back", async || Ok(a.rbd(&["ls", POOL]).await.is_ok())).await?;
             }
@@ -120,14 +120,6 @@ async fn expect_primary(there: &Cluster, not_there: &Cluster, image: &str) -> Re
     tests::compare(there, image, not_there, image).await?.expect_equal(image)
 }
 
-fn freeze(cluster: &Cluster, frozen: bool) -> Result<()> {
-    let signal = if frozen { tests::Signal::SIGSTOP } else { tests::Signal::SIGCONT };
-    for (name, identity, _) in cluster.daemons()? {
-        ensure!(identity.signal(signal), "{name} does not run");
-    }
-    Ok(())
-}
-
 pub async fn the_three_stories(world: &World) -> Result<()> {
     let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md"))?;
     let scenes = scenes(&readme);
@@ -144,7 +136,7 @@ pub async fn the_three_stories(world: &World) -> Result<()> {
         }
     }
     if theatre.lost {
-        freeze(world.a(), false)?;
+        world.a().thaw()?;
     }
     played?;
     drop(theatre);

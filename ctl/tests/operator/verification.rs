@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tests::image::RandomWrites;
-use tests::{Cluster, DaemonKind, Extents};
+use tests::{Cluster, DaemonKind, Extents, Tool};
 
-use crate::world::{LIMIT, MIB, World, Writer, our_daemon, run_ours, until};
+use crate::world::{LIMIT, MIB, World, Writer, ctl, our_daemon, run_ours, until};
 
 /// What is proved of a pool, image by image.
 async fn verified(cluster: &Cluster, args: &[&str], code: i32) -> Result<BTreeMap<String, Value>> {
     let said = run_ours(cluster, &[&["verify", "--format", "json"], args].concat()).await?;
-    ensure!(said.code == Some(code), "{said:?}");
+    ensure!(said.code == Some(code) && (code != 0 || said.stderr.is_empty()), "{said:?}");
     let record: Value = serde_json::from_str(&said.stdout)?;
     let images = record["details"].as_array().context("images are told")?;
     let name = |image: &Value| image["image"].as_str().unwrap_or_default().to_string();
@@ -91,6 +91,13 @@ pub async fn proves_and_disproves(world: &World) -> Result<()> {
         expect_equal(&verified(cluster, &[&namespace], 0).await?, &named)?;
     }
     daemon.stop(LIMIT).await?;
+    let line = format!(
+        "{} -c {} verify {pool}/empty --max-objects-per-second 20",
+        ctl().display(),
+        b.conf_path().display()
+    );
+    let shown = Tool::new("script").args(["-qec", &line, "/dev/null"]).env("TERM", "xterm").run().await?;
+    ensure!(shown.contains("comparing [") && shown.contains("/16 objects"), "{shown:?}");
 
     // What a reader cannot see is no difference: zeros where there is no object, and bytes behind the image's end.
     let prefix = object_prefix(b, &format!("{pool}/empty")).await?;
@@ -139,7 +146,38 @@ pub async fn proves_and_disproves(world: &World) -> Result<()> {
     b.rados(&["-p", &pool, "rm", &format!("{prefix}.0000000000000000")]).await?;
     let found = verified(b, &[&one], libc::EIO).await?;
     ensure!(found[&one]["report"]["objects_different"] == 2, "{found:?}");
+    nothing_is_proved(world, &pool).await?;
     world.strike(&pool).await
+}
+
+/// Where there is nothing to compare with, that is said, and never taken for equality.
+async fn nothing_is_proved(world: &World, pool: &str) -> Result<()> {
+    let (a, b) = (world.a(), world.b());
+    let late = format!("{pool}/late");
+    world.mirrored_image(&late, 4 * MIB, 9).await?;
+    let found = verified(a, &[&late], libc::ENOENT).await?;
+    ensure!(
+        found[&late]["report"].is_null()
+            && found[&late]["error"].as_str().is_some_and(|e| e.contains("site-b"))
+    );
+    let both = format!("{pool}/bare");
+    b.rbd(&["mirror", "image", "promote", "--force", &both]).await?;
+    let found = verified(b, &[&both], libc::EINVAL).await?;
+    ensure!(found[&both]["error"].as_str().is_some_and(|error| error.contains("split-brain")), "{found:?}");
+    let (empty, absent) = (format!("{pool}/empty"), format!("{pool}/absent"));
+    for (args, code) in [
+        (vec![empty.as_str(), "--new-point", "--timeout", "1"], libc::ETIMEDOUT),
+        (vec![late.as_str(), "--max-bytes-per-second", "0"], libc::EINVAL),
+        (vec!["absent-pool"], libc::ENOENT),
+        (vec![absent.as_str()], libc::ENOENT),
+    ] {
+        let said = run_ours(b, &[&["verify"], &args[..]].concat()).await?;
+        ensure!(said.code == Some(code) && !said.stderr.is_empty(), "{args:?}: {said:?}");
+    }
+    a.freeze()?;
+    let said = run_ours(b, &["verify", &empty, "--peer-timeout", "2"]).await;
+    a.thaw()?;
+    said?.fails_with(libc::ETIMEDOUT).map(drop)
 }
 
 /// While somebody writes, and mirror-snapshots come and go faster than the comparison ends: it moves along with them. In
