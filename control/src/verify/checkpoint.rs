@@ -22,6 +22,9 @@ use rbd::{Features, SnapshotNamespace, Timestamp, snapshots};
 use crate::pool::Pool;
 use crate::session::Session;
 
+/// Seconds after which nobody can be using such a snapshot any more: another verification may be under way.
+const LEFT_BEHIND_S: u32 = 86_400;
+
 /// What the names of such snapshots begin with.
 pub const NAME_PREFIX: &str = ".rbd-mirrorctl.verify.";
 
@@ -34,13 +37,13 @@ impl Pool {
         session.run(async |session| session.make_checkpoint(name).await).await.context(what())
     }
 
-    /// Removes every snapshot of this kind from a primary.
-    pub async fn remove_checkpoints(&self, image: &str) -> Result<()> {
+    /// Removes the snapshot `name` from a primary, and those that were left behind by verifications that died.
+    pub async fn remove_checkpoints(&self, image: &str, name: &str) -> Result<()> {
         let what = || {
             format!("cannot remove the snapshots of a verification from image '{}'", self.image_spec(image))
         };
         let session = Session::open(self, image).await.context(what())?;
-        session.run(async |session| session.remove_checkpoints().await).await.context(what())
+        session.run(async |session| session.remove_checkpoints(name).await).await.context(what())
     }
 }
 
@@ -56,9 +59,12 @@ impl Session {
         self.journalled(op, async |session| session.add_snapshot(name, &namespace).await.map(drop)).await
     }
 
-    async fn remove_checkpoints(&mut self) -> Result<()> {
+    async fn remove_checkpoints(&mut self, name: &str) -> Result<()> {
+        let now = Timestamp::now().seconds;
         let of_ours = |snapshot: &&rbd::Snapshot| {
-            snapshot.namespace == SnapshotNamespace::User && snapshot.name.starts_with(NAME_PREFIX)
+            let old = now.saturating_sub(snapshot.timestamp.seconds) > LEFT_BEHIND_S;
+            let of_ours = snapshot.name == name || old && snapshot.name.starts_with(NAME_PREFIX);
+            snapshot.namespace == SnapshotNamespace::User && of_ours
         };
         let names: Vec<String> =
             self.header().snapshots.values().filter(of_ours).map(|s| s.name.clone()).collect();

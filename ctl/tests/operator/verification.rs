@@ -232,6 +232,13 @@ pub async fn under_a_writer(world: &World) -> Result<()> {
             at_a_point_of_its_own(world, cluster, &journalled, busy).await?;
         }
     }
+    // What another verification has made, and may remove at any moment, is no point to go by.
+    let others = format!("{journalled}@.rbd-mirrorctl.verify.others");
+    a.snap_create(&others).await?;
+    until("that snapshot to be copied", async || Ok(b.rbd(&["info", &others]).await.is_ok())).await?;
+    let found = verified(b, &[&journalled], 0).await?;
+    let name = found[&journalled]["report"]["pair"]["name"].as_str().context("a pair has a name")?;
+    ensure!(!others.ends_with(name), "{found:?}");
     world.strike(&pool).await
 }
 
