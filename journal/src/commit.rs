@@ -88,7 +88,7 @@ impl Committer {
 }
 
 /// A position with newer entries added, each in place of the one of its lane.
-pub(crate) fn advanced(
+pub fn advanced(
     position: &CommitPosition,
     newest_first: &[ObjectPosition],
     layout: &JournalLayout,
