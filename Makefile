@@ -13,9 +13,9 @@ help: ## Show the targets
 deps: ## Install the Debian packages that building and testing need (as root)
 	@scripts/install-deps
 
-build: ## Build the daemon, with the Debian packages for that: target/release/rbd-mirror
+build: ## Build daemon and command, with the Debian packages for that: target/release/rbd-mirror, rbd-mirrorctl
 	@scripts/install-deps build
-	$(CARGO) build --release --locked -p daemon
+	$(CARGO) build --release --locked -p daemon -p ctl
 
 demo: deps ## Two clusters, a mirrored pool, and a tour of it; leaves the clusters running
 	$(CARGO) build --release --locked -p daemon -p tests --bin rbd-mirror --bin demo
@@ -35,8 +35,9 @@ check: deps ## Format, lints, documentation, licences of dependencies
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
 	$(CARGO) run --locked -q -p tests --bin licences
 
-bench: deps build ## Time the daemon against Ceph's on the same two clusters (BENCH_ARGS=--quick, --only NAME, …)
-	$(CARGO) run --release --locked -p bench -- --rbd-mirror $(release)/rbd-mirror $(BENCH_ARGS)
+bench: deps build ## Time daemon and command against Ceph's on the same two clusters (BENCH_ARGS=--quick, --only NAME, …)
+	$(CARGO) run --release --locked -p bench -- --rbd-mirror $(release)/rbd-mirror \
+		--rbd-mirrorctl $(release)/rbd-mirrorctl $(BENCH_ARGS)
 
 clean: ## Remove what was built
 	$(CARGO) clean

@@ -27,6 +27,8 @@ pub struct Ground {
     pub copy: IoCtx,
     /// Our daemon.
     pub program: PathBuf,
+    /// Our command for operators.
+    pub ctl: PathBuf,
     /// Fewer and smaller repetitions.
     pub quick: bool,
     /// The most memory that each of the daemons has had.
@@ -35,14 +37,14 @@ pub struct Ground {
 
 impl Ground {
     /// Starts the clusters in a temporary folder, with Ceph's defaults, and makes them peers.
-    pub async fn prepare(program: PathBuf, quick: bool) -> Result<Self> {
+    pub async fn prepare(program: PathBuf, ctl: PathBuf, quick: bool) -> Result<Self> {
         let options = ClusterOptions { paxos_propose_interval_s: None, ..ClusterOptions::default() };
         let clusters = TwoClusters::start_temporary(&options).await?;
         clusters.create_pool(POOL).await?;
         clusters.b.create_pool(RAW_POOL).await?;
         clusters.connect_peers(POOL, Direction::Both).await?;
         let (primary, copy) = (connect(&clusters.a).await?, connect(&clusters.b).await?);
-        Ok(Ground { clusters, primary, copy, program, quick, peaks: Mutex::default() })
+        Ok(Ground { clusters, primary, copy, program, ctl, quick, peaks: Mutex::default() })
     }
 
     /// The cluster of the primary images, for stock tools.

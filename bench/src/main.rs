@@ -15,7 +15,7 @@ mod scenarios;
 mod turn;
 mod work;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -33,6 +33,9 @@ struct Cli {
     /// Our daemon, built for release
     #[arg(long, value_name = "FILE", default_value = "target/release/rbd-mirror")]
     rbd_mirror: PathBuf,
+    /// Our command for operators, built for release
+    #[arg(long, value_name = "FILE", default_value = "target/release/rbd-mirrorctl")]
+    rbd_mirrorctl: PathBuf,
     /// Only this scenario; may be given several times
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
@@ -67,12 +70,10 @@ async fn main() -> ExitCode {
 
 async fn run(cli: &Cli) -> Result<()> {
     let chosen = choose(&cli.only)?;
-    let program = cli
-        .rbd_mirror
-        .canonicalize()
-        .with_context(|| format!("there is no daemon {}; `make build` makes it", cli.rbd_mirror.display()))?;
+    let program = built(&cli.rbd_mirror)?;
+    let ctl = built(&cli.rbd_mirrorctl)?;
     let started = Instant::now();
-    let ground = Ground::prepare(program, cli.quick).await?;
+    let ground = Ground::prepare(program, ctl, cli.quick).await?;
     say(started, "both clusters are up, and each other's peers");
     let mut results = Results::default();
     let mut failed = Vec::new();
@@ -92,6 +93,11 @@ async fn run(cli: &Cli) -> Result<()> {
     println!("\nEvery single measurement is in {}.", cli.json.display());
     ensure!(failed.is_empty(), "these scenarios failed: {}", failed.join(", "));
     Ok(())
+}
+
+fn built(program: &Path) -> Result<PathBuf> {
+    let missing = || format!("there is no program {}; `make build` makes it", program.display());
+    program.canonicalize().with_context(missing)
 }
 
 fn choose(only: &[String]) -> Result<Vec<&'static Scenario>> {

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use futures::stream::{self, StreamExt, TryStreamExt};
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngCore as _, SeedableRng as _};
 use rbd::directory;
@@ -102,4 +103,49 @@ pub async fn sentinel(ground: &Ground) -> Result<Written> {
         ground.a().rbd(&["mirror", "image", "enable", &spec(SENTINEL), "snapshot"]).await?;
     }
     write_blocks(ground, SENTINEL, 1, SMALL_BYTES).await
+}
+
+/// Stock tools at once, where nothing is timed.
+const TOOLS: usize = 16;
+
+/// Many images of one object, to which nothing is written.
+#[derive(Debug, Clone, Copy)]
+pub struct Many {
+    /// Their pool, which exists and has a peer.
+    pub pool: &'static str,
+    /// The mode in which they are mirrored.
+    pub mode: &'static str,
+    /// More arguments for `rbd create`.
+    pub create: &'static [&'static str],
+    /// How many there are.
+    pub images: usize,
+}
+
+impl Many {
+    /// Makes them, and enables mirroring of them.
+    pub async fn at_the_primary(&self, ground: &Ground) -> Result<()> {
+        // Nothing is timed here, and with the default of a second this alone would take several minutes.
+        set_paxos_propose_interval(ground, Some("0.05")).await?;
+        let made = stream::iter(0..self.images)
+            .map(async |number| {
+                let image = format!("{}/many-{number:03}", self.pool);
+                ground.a().create_image(&image, OBJECT_BYTES, self.create).await?;
+                ground.a().rbd(&["mirror", "image", "enable", &image, self.mode]).await?;
+                Ok::<(), anyhow::Error>(())
+            })
+            .buffer_unordered(TOOLS)
+            .try_collect::<()>()
+            .await;
+        set_paxos_propose_interval(ground, None).await?;
+        made.context("making many images")
+    }
+}
+
+async fn set_paxos_propose_interval(ground: &Ground, seconds: Option<&str>) -> Result<()> {
+    let option = "paxos_propose_interval";
+    match seconds {
+        Some(seconds) => ground.a().ceph(&["config", "set", "mon", option, seconds]).await?,
+        None => ground.a().ceph(&["config", "rm", "mon", option]).await?,
+    };
+    Ok(())
 }

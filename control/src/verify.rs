@@ -5,17 +5,18 @@
 //! through, and bytes behind the end of the image do not count ([`compare`]).
 //!
 //! **A moving target.** Mirroring goes on meanwhile, and takes away old mirror-snapshots as new ones arrive. Objects are
-//! compared in batches of some seconds. After each, both headers are read again: when the pair is still there, what the
-//! batch found stands; when it is gone, the batch is void, and the newest pair takes its place. Objects that were found
-//! equal at the old pair stay so unless the object maps of either side say that they changed up to the new one; without
-//! object maps all are compared again. So the last pair is the one that the report speaks of.
+//! compared in batches of at most some seconds. After each, both headers are read again: when the pair is still there, what
+//! the batch found stands; when it is gone, the newest pair takes its place. Objects that were found equal at the old pair
+//! are equal at the new one if neither has got another version, which is asked for without reading any data. So the last
+//! pair is the one that the report speaks of.
 //!
 //! **What is proved.** That the 64-bit xxHash sums (seed -1) of all ranges are equal, as computed by the OSDs from the
-//! data that they would serve. Two different ranges pass for equal with a chance of 2^-64. Object maps are believed only
-//! in the case above, and only about what did *not* change between two pairs.
+//! data that they would serve. Two different ranges pass for equal with a chance of 2^-64. Object maps are not believed.
 //!
-//! Nothing is written on either side. Cancel-safe.
+//! Nothing is written on either side, but for the snapshots that [`checkpoint`] makes where the two have no point in common.
+//! Cancel-safe.
 
+pub mod checkpoint;
 pub mod compare;
 pub mod pace;
 pub mod pair;
@@ -28,19 +29,22 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use rados::{Extent, IoCtx};
-use rbd::object_map::ObjectState;
-use rbd::{Features, Image, ImageFlags, ImageHeader, ImageId, ObjectNumber};
+use rbd::{Image, ImageHeader, ImageId, ObjectNumber};
 use serde::Serialize;
 use thiserror::Error;
 use tokio::sync::watch;
 
-use compare::Outcome;
+use compare::{Outcome, Versions};
 use pace::Pace;
 use pair::Pair;
 use view::View;
 
-/// Batches in a row that may be void before a verification gives up: snapshots come and go faster than it works.
-const VOID_BATCHES_MAX: u32 = 20;
+/// The shortest batch, and the first one. A batch that stands is followed by one of twice the length, one that is void by
+/// one of a quarter of it.
+const BATCH_MIN: Duration = Duration::from_millis(100);
+/// Moves to another pair in a row after which a verification gives up, because none of them had more objects settled than
+/// ever before: snapshots come and go faster than it works.
+const IDLE_MOVES_MAX: u32 = 20;
 /// Objects whose differences are told one by one; of more, only the number is told.
 const DIFFERENCES_MAX: usize = 10_000;
 
@@ -51,13 +55,13 @@ pub struct Options {
     pub parallel: usize,
     /// The pace, shared by all images.
     pub pace: Arc<Pace>,
-    /// How long a batch lasts.
-    pub batch: Duration,
+    /// How long a batch lasts at most.
+    pub batch_max: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { parallel: 32, pace: Arc::default(), batch: Duration::from_secs(5) }
+        Options { parallel: 32, pace: Arc::default(), batch_max: Duration::from_secs(5) }
     }
 }
 
@@ -169,22 +173,24 @@ pub async fn verify(
 ) -> Result<Report, VerifyError> {
     let began = Instant::now();
     let mut run = Run::begin(primary, copy, options, progress).await?;
-    let mut void = 0;
     while run.first_pending().is_some() {
         let found = run.batch().await?;
         let sides = Sides::read(primary, copy).await?;
-        if sides.still_has(&run.pair) {
+        let stands = sides.still_has(&run.pair);
+        if stands {
             if !run.settle(found) {
                 return Err(VerifyError::NeverStill);
             }
-            void = 0;
         } else {
-            void += 1;
-            if void > VOID_BATCHES_MAX {
+            run.move_to(sides, found).await?;
+            if run.idle_moves > IDLE_MOVES_MAX {
                 return Err(VerifyError::NeverStill);
             }
-            run.move_to(sides).await?;
         }
+        run.batch = match stands {
+            true => (run.batch * 2).min(options.batch_max),
+            false => (run.batch / 4).max(BATCH_MIN),
+        };
     }
     Ok(run.report(began.elapsed()))
 }
@@ -230,8 +236,15 @@ struct Run<'a> {
     views: Arc<(View, View)>,
     /// By object number: still to be compared.
     pending: Vec<bool>,
+    /// By object number: versions that were found equal.
+    equal: Vec<Option<Versions>>,
     state: Progress,
+    /// How long the next batch lasts.
+    batch: Duration,
     moves: u32,
+    /// Moves at which no more objects were settled than ever before, in a row.
+    idle_moves: u32,
+    most_settled: usize,
     objects_compared: u64,
     different: BTreeMap<u64, Difference>,
 }
@@ -257,12 +270,17 @@ impl<'a> Run<'a> {
             pair,
             views: Arc::new(views),
             pending: Vec::new(),
+            equal: Vec::new(),
             state: Progress::default(),
+            batch: BATCH_MIN.min(options.batch_max),
             moves: 0,
+            idle_moves: 0,
+            most_settled: 0,
             objects_compared: 0,
             different: BTreeMap::new(),
         };
         run.pending = vec![true; run.object_count()];
+        run.equal = vec![None; run.object_count()];
         run.publish();
         Ok(run)
     }
@@ -277,7 +295,7 @@ impl<'a> Run<'a> {
 
     /// Compares objects for as long as a batch lasts.
     async fn batch(&mut self) -> Result<Found, VerifyError> {
-        let until = Instant::now() + self.options.batch;
+        let until = Instant::now() + self.batch;
         let mut waiting = (0_u64..).zip(self.pending.iter()).filter(|(_, pending)| **pending).map(|(o, _)| o);
         let mut tasks = FuturesUnordered::new();
         let mut found = Found::new();
@@ -289,8 +307,10 @@ impl<'a> Run<'a> {
                     break;
                 };
                 let (views, pace) = (self.views.clone(), self.options.pace.clone());
+                let equal = self.equal[object as usize];
                 tasks.push(async move {
-                    let outcome = compare::object(&views.0, &views.1, ObjectNumber(object), &pace).await;
+                    let number = ObjectNumber(object);
+                    let outcome = compare::object(&views.0, &views.1, number, equal, &pace).await;
                     (object, outcome)
                 });
             }
@@ -311,9 +331,12 @@ impl<'a> Run<'a> {
         let settled = found.iter().any(|(_, outcome)| !outcome.unclear);
         for (object, outcome) in found.into_iter().filter(|(_, outcome)| !outcome.unclear) {
             self.pending[object as usize] = false;
-            self.objects_compared += 1;
+            self.objects_compared += u64::from(!outcome.known);
             match outcome.ranges.is_empty() {
-                true => _ = self.different.remove(&object),
+                true => {
+                    self.equal[object as usize] = outcome.of;
+                    self.different.remove(&object);
+                }
                 false => _ = self.different.insert(object, self.difference(object, &outcome.ranges)),
             }
         }
@@ -332,29 +355,33 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Goes on at the newest pair: what was found equal and has not changed since need not be compared again.
-    async fn move_to(&mut self, sides: Sides) -> Result<(), VerifyError> {
+    /// Goes on at the newest pair. Of what was found while the old one went away, only that is used which holds for
+    /// certain versions of the objects.
+    async fn move_to(&mut self, sides: Sides, found: Found) -> Result<(), VerifyError> {
         let pair = sides.newest_pair(self.subjects.0, self.subjects.1).await?;
-        let (theirs, ours) = (
-            Unchanged::read(&sides.primary, self.pair.primary_snap, pair.primary_snap).await,
-            Unchanged::read(&sides.copy, self.pair.copy_snap, pair.read_copy_at).await,
-        );
-        let (theirs, ours) = (theirs.map_err(VerifyError::Primary)?, ours.map_err(VerifyError::Copy)?);
         let views = open_views(&sides, &pair).await?;
         let same_parents = views.0.has_parent_like(&self.views.0) && views.1.has_parent_like(&self.views.1);
-        let same_layout = views.0.size() == self.views.0.size() && views.1.size() == self.views.1.size();
+        let same_sizes = views.0.size() == self.views.0.size() && views.1.size() == self.views.1.size();
+        let settled = self.pending.iter().filter(|pending| !**pending).count();
+        self.idle_moves = if settled > self.most_settled { 0 } else { self.idle_moves + 1 };
+        self.most_settled = self.most_settled.max(settled);
+        for (object, outcome) in found {
+            self.objects_compared += u64::from(!outcome.known);
+            if outcome.certain && outcome.ranges.is_empty() {
+                self.equal[object as usize] = outcome.of;
+            }
+        }
         self.views = Arc::new(views);
         self.sides = sides;
         self.pair = pair;
         self.moves += 1;
         let count = self.object_count();
-        self.pending.resize(count, true);
-        self.different.retain(|object, _| *object < count as u64);
-        for (object, pending) in (0_u64..).zip(self.pending.iter_mut()) {
-            let number = ObjectNumber(object);
-            let kept = same_parents && same_layout && theirs.has(number) && ours.has(number);
-            *pending |= !kept || self.different.contains_key(&object);
+        self.pending = vec![true; count];
+        self.equal.resize(count, None);
+        if !(same_parents && same_sizes) {
+            self.equal.fill(None);
         }
+        self.different.retain(|object, _| *object < count as u64);
         self.publish();
         Ok(())
     }
@@ -390,54 +417,4 @@ async fn open_views(sides: &Sides, pair: &Pair) -> Result<(View, View), VerifyEr
         async { View::open(&primary.0, &primary.1, pair.primary_snap).await.map_err(VerifyError::Primary) };
     let ours = async { View::open(&copy.0, &copy.1, pair.read_copy_at).await.map_err(VerifyError::Copy) };
     futures::try_join!(theirs, ours)
-}
-
-/// Objects that did not change between two snapshots, as object maps tell.
-enum Unchanged {
-    /// Nothing is known.
-    Unknown,
-    /// Those that these maps call clean.
-    Clean(Vec<rbd::ObjectMap>),
-}
-
-impl Unchanged {
-    /// What is known of the span from `from`, which may be gone, to `to`.
-    async fn read(
-        (image, header): &(Image, ImageHeader),
-        from: rados::SnapId,
-        to: rados::SnapId,
-    ) -> rados::Result<Unchanged> {
-        if to < from {
-            return Ok(Unchanged::Unknown);
-        }
-        let within = |snap: &rados::SnapId| *snap > from && *snap <= to;
-        let mut snaps: Vec<_> = header.snapshots.keys().copied().filter(within).collect();
-        snaps.extend(to.is_head().then_some(to));
-        let invalid = |snap: &rados::SnapId| {
-            header.flags_at(*snap).is_none_or(|flags| {
-                flags.has(ImageFlags::OBJECT_MAP_INVALID) || flags.has(ImageFlags::FAST_DIFF_INVALID)
-            })
-        };
-        if !header.features.has(Features::FAST_DIFF) || snaps.iter().any(invalid) {
-            return Ok(Unchanged::Unknown);
-        }
-        let mut maps = Vec::new();
-        for snap in snaps {
-            match image.object_map(snap).load().await {
-                Ok(map) => maps.push(map),
-                Err(error) if error.is_not_found() || error.is(libc::EBADMSG) || error.is(libc::EINVAL) => {
-                    return Ok(Unchanged::Unknown);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(Unchanged::Clean(maps))
-    }
-
-    fn has(&self, object: ObjectNumber) -> bool {
-        match self {
-            Unchanged::Unknown => false,
-            Unchanged::Clean(maps) => maps.iter().all(|map| map.get(object) == ObjectState::ExistsClean),
-        }
-    }
 }

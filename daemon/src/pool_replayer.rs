@@ -231,6 +231,7 @@ impl<'a> Session<'a> {
             tracing::info!("pool '{}': leading", self.replayer.pool_name);
             // Begins to allocate ids ahead, while the images are still being looked for.
             drop(self.shared.snap_ids(&self.local_pool));
+            drop(self.shared.remote_snap_ids(&self.remote_pool));
             let releases = orders.borrow_and_update().leader_releases;
             let mut namespaces = Namespaces::new(self, control);
             // Namespaces are ended in order whatever ends the leadership, also when the session is cancelled.

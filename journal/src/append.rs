@@ -15,7 +15,9 @@ use rados::{Error, Result, WriteOp};
 use crate::entry::RawEntry;
 use crate::event::EventEntry;
 use crate::metadata::{CLASS, Journal};
-use crate::types::{EntryPosition, EntryTid, JournalObject, ObjectPosition, ObjectSet, TagTid};
+use crate::types::{
+    CommitPosition, EntryPosition, EntryTid, JournalObject, ObjectPosition, ObjectSet, TagTid,
+};
 
 /// Appends to one tag.
 #[derive(Debug)]
@@ -31,6 +33,20 @@ impl Appender {
         let set = journal.mutable().await?.active_set;
         let next = EntryPosition { tag, entry: EntryTid(0) };
         Ok(Appender { journal: journal.clone(), next, set })
+    }
+
+    /// Appends to a tag all of whose entries, if it has any, are committed up to `committed`.
+    pub async fn after(journal: &Journal, tag: TagTid, committed: &CommitPosition) -> Result<Appender> {
+        let mut appender = Appender::new(journal, tag).await?;
+        if let Some(newest) = committed.newest().filter(|newest| newest.tag == tag) {
+            appender.next.entry = EntryTid(newest.entry.0 + 1);
+        }
+        Ok(appender)
+    }
+
+    /// Where the next event goes.
+    pub fn next(&self) -> EntryPosition {
+        self.next
     }
 
     /// Appends an event, and tells where it went. Not cancel-safe: whether the event was appended is unknown when the

@@ -4,7 +4,7 @@
 //! begins there finds its place in each object, and object sets before all of them can be trimmed. What is committed
 //! only ever goes forward.
 //!
-//! Reference: `src/journal/JournalMetadata.cc` (`committed`).
+//! Reference: `src/journal/JournalMetadata.cc` (`committed`, `schedule_laggy_clients_disconnect`).
 
 use std::collections::VecDeque;
 
@@ -12,7 +12,7 @@ use rados::Result;
 
 use crate::metadata::{Journal, JournalLayout};
 use crate::tail::Entry;
-use crate::types::{CommitPosition, EntryPosition, ObjectPosition};
+use crate::types::{CommitPosition, EntryPosition, ObjectPosition, ObjectSet};
 
 /// Commits the position of one client.
 #[derive(Debug)]
@@ -74,6 +74,13 @@ impl Committer {
         self.safe != self.stored
     }
 
+    /// Whether a commit would let go of a set of objects: the journal may then be trimmed, and a primary that gives up those
+    /// who lag behind by too many sets (`rbd_journal_max_concurrent_object_sets`) counts this client as closer.
+    pub fn lets_go_of_a_set(&self) -> bool {
+        let layout = self.journal.layout();
+        oldest_set(&self.safe, layout) > oldest_set(&self.stored, layout)
+    }
+
     /// Commits what is safe; answers whether there was anything to commit. Cancel-safe: what was cut off is committed
     /// the next time. ENOENT when the client was struck out.
     pub async fn commit(&mut self) -> Result<bool> {
@@ -87,8 +94,13 @@ impl Committer {
     }
 }
 
+/// The set by which the primary tells how far a client is: the oldest one that the position names.
+fn oldest_set(position: &CommitPosition, layout: &JournalLayout) -> Option<ObjectSet> {
+    position.0.iter().map(|entry| layout.set_of(entry.object)).min()
+}
+
 /// A position with newer entries added, each in place of the one of its lane.
-pub(crate) fn advanced(
+pub fn advanced(
     position: &CommitPosition,
     newest_first: &[ObjectPosition],
     layout: &JournalLayout,
@@ -103,4 +115,27 @@ pub(crate) fn advanced(
         }
     }
     CommitPosition(lanes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{EntryTid, JournalObject, TagTid};
+
+    #[test]
+    fn a_set_is_let_go_of_when_no_lane_is_in_it_any_more() {
+        let layout = JournalLayout { order: 16, splay_width: 2, pool: None };
+        let entry = |number: u64, object: u64| ObjectPosition {
+            object: JournalObject(object),
+            position: EntryPosition { tag: TagTid(1), entry: EntryTid(number) },
+        };
+        let empty = CommitPosition::default();
+        assert_eq!(oldest_set(&empty, &layout), None);
+        let in_first = advanced(&empty, &[entry(1, 1), entry(0, 0)], &layout);
+        assert_eq!(oldest_set(&in_first, &layout), Some(ObjectSet(0)));
+        let half = advanced(&in_first, &[entry(2, 2)], &layout);
+        assert_eq!(oldest_set(&half, &layout), Some(ObjectSet(0)));
+        let next = advanced(&half, &[entry(3, 3)], &layout);
+        assert_eq!(oldest_set(&next, &layout), Some(ObjectSet(1)));
+    }
 }

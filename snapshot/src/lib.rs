@@ -3,3 +3,4 @@ pub mod begin;
 pub mod commit;
 pub mod plan;
 pub mod point;
+pub mod prune;

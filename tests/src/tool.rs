@@ -132,9 +132,14 @@ impl Tool {
 
     /// The command line as one would type it.
     pub fn line(&self) -> String {
+        self.words().join(" ")
+    }
+
+    /// The program and its arguments.
+    pub fn words(&self) -> Vec<String> {
         let words =
             std::iter::once(self.program.as_os_str()).chain(self.args.iter().map(OsString::as_os_str));
-        words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+        words.map(|word| word.to_string_lossy().into_owned()).collect()
     }
 
     /// Starts the tool with its own pipes. It is killed when its handle is dropped, and at the latest when this process

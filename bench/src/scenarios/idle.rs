@@ -6,13 +6,13 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use futures::stream::{self, StreamExt, TryStreamExt};
+use anyhow::{Result, bail, ensure};
 use tests::two_clusters::Direction;
 
 use crate::figures::{Measure, Results, Target, Who};
 use crate::ground::Ground;
 use crate::turn::Turn;
+use crate::work::Many;
 
 /// One kind of idle images.
 struct Kind {
@@ -53,10 +53,6 @@ static JOURNAL: Kind = Kind {
     osd_cpu: Measure { name: "  of the OSDs meanwhile", unit: "s", target: Target::Told },
 };
 
-/// Size of an image: one object, to which nothing is written.
-const BYTES: u64 = 4 << 20;
-/// Stock tools at once.
-const TOOLS: usize = 16;
 /// How long all of them may take to be copied.
 const COPY_LIMIT: Duration = Duration::from_secs(600);
 /// A daemon is idle when it has used less CPU time, in seconds, ...
@@ -81,7 +77,8 @@ async fn idle(ground: &Ground, results: &mut Results, kind: &Kind) -> Result<()>
     let minute = Duration::from_secs(if ground.quick { 15 } else { 60 });
     ground.clusters.create_pool(kind.pool).await?;
     ground.clusters.connect_peers(kind.pool, Direction::Both).await?;
-    make_images(ground, kind, images).await?;
+    let make = Many { pool: kind.pool, mode: kind.mode, create: kind.create, images };
+    make.at_the_primary(ground).await?;
     let turn = Turn::begin(ground, Who::Ours).await?;
     turn.explain(wait_copied(ground, kind, images).await)?;
     turn.end().await?;
@@ -99,33 +96,6 @@ async fn idle(ground: &Ground, results: &mut Results, kind: &Kind) -> Result<()>
     }
     ground.a().delete_pool(kind.pool).await?;
     ground.b().delete_pool(kind.pool).await?;
-    Ok(())
-}
-
-/// Makes the images, and enables mirroring of them.
-async fn make_images(ground: &Ground, kind: &Kind, images: usize) -> Result<()> {
-    // Nothing is timed here, and with the default of a second this alone would take several minutes.
-    set_paxos_propose_interval(ground, Some("0.05")).await?;
-    let made = stream::iter(0..images)
-        .map(async |number| {
-            let image = format!("{}/idle-{number:03}", kind.pool);
-            ground.a().create_image(&image, BYTES, kind.create).await?;
-            ground.a().rbd(&["mirror", "image", "enable", &image, kind.mode]).await?;
-            Ok::<(), anyhow::Error>(())
-        })
-        .buffer_unordered(TOOLS)
-        .try_collect::<()>()
-        .await;
-    set_paxos_propose_interval(ground, None).await?;
-    made.context("making idle images")
-}
-
-async fn set_paxos_propose_interval(ground: &Ground, seconds: Option<&str>) -> Result<()> {
-    let option = "paxos_propose_interval";
-    match seconds {
-        Some(seconds) => ground.a().ceph(&["config", "set", "mon", option, seconds]).await?,
-        None => ground.a().ceph(&["config", "rm", "mon", option]).await?,
-    };
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! The scenarios: each a piece of work that both daemons do in turns.
+//! The scenarios: each a piece of work that both daemons do in turns, or both operators' commands.
 
 mod delta;
 mod enable;
@@ -6,8 +6,10 @@ mod first_copy;
 mod idle;
 mod journal;
 mod one_write;
+mod operator;
 mod resync;
 mod start;
+mod verify;
 
 use std::time::{Duration, Instant};
 
@@ -95,6 +97,16 @@ pub static SCENARIOS: &[Scenario] = &[
         name: "journal-idle",
         about: "a minute with 1000 journalled images to which nothing happens",
         run: |ground, results| Box::pin(idle::journalled(ground, results)),
+    },
+    Scenario {
+        name: "operator",
+        about: "demoting and promoting a pool of 200 images, in both modes",
+        run: |ground, results| Box::pin(operator::run(ground, results)),
+    },
+    Scenario {
+        name: "verify",
+        about: "the proof that a copy of 4 GiB equals its primary",
+        run: |ground, results| Box::pin(verify::run(ground, results)),
     },
 ];
 

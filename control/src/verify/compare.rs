@@ -5,13 +5,15 @@
 //! sides, cut where either side's pieces end, and the checksums of the parts are compared; those that differ are cut into
 //! chunks and then into blocks, to tell where. The checksum of zeros is computed here.
 
+use std::num::NonZeroU64;
+
 use rados::{ChecksumKind, Extent, IoCtx, ReadAnswer, ReadOp, ReadSub, SnapId};
 use rbd::ObjectNumber;
 use twox_hash::XxHash64;
 
 use super::VerifyError;
 use super::pace::Pace;
-use super::view::{Piece, Source, View};
+use super::view::{Digest, Piece, Source, View};
 
 /// Bytes per checksum at the first and the second closer look.
 const CUTS: [u64; 2] = [64 << 10, 4 << 10];
@@ -31,40 +33,75 @@ pub struct Outcome {
     pub ranges: Vec<Extent>,
     /// An object went away while it was looked at: its snapshot must be gone, and nothing is known.
     pub unclear: bool,
+    /// Of which versions of the two objects this was found.
+    pub of: Option<Versions>,
+    /// These versions are certain even if a snapshot went away meanwhile: they came with the checksums.
+    pub certain: bool,
+    /// The versions were those that were known to be equal, and no data was read.
+    pub known: bool,
 }
 
-/// Compares the range that `object` has in the primary's layout.
+/// The versions of an object of the primary and of its counterpart; `None` for one that does not exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Versions {
+    /// At the primary.
+    pub primary: Option<NonZeroU64>,
+    /// At the copy.
+    pub copy: Option<NonZeroU64>,
+}
+
+impl Versions {
+    fn new(primary: Option<u64>, copy: Option<u64>) -> Versions {
+        Versions { primary: primary.and_then(NonZeroU64::new), copy: copy.and_then(NonZeroU64::new) }
+    }
+}
+
+/// Compares the range that `object` has in the primary's layout, unless the objects have the versions that are known to
+/// be `equal`.
 pub async fn object(
     primary: &View,
     copy: &View,
     object: ObjectNumber,
+    equal: Option<Versions>,
     pace: &Pace,
 ) -> Result<Outcome, VerifyError> {
+    if equal.is_some() && equal == Some(versions(primary, copy, object).await?) {
+        return Ok(Outcome { of: equal, certain: true, known: true, ..Outcome::default() });
+    }
     let layout = primary.image().layout();
     let used = layout.used_bytes(object, primary.size().max(copy.size()));
     let _turn = pace.turn(used).await;
     let ranges = layout.image_extents(object, Extent::new(0, used));
-    let mut bytes = 0;
+    let (mut bytes, mut of) = (0, None);
     if layout == copy.image().layout() {
         let theirs = async { primary.digest(object).await.map_err(VerifyError::Primary) };
         let ours = async { copy.digest(object).await.map_err(VerifyError::Copy) };
-        match futures::try_join!(theirs, ours)? {
+        let (theirs, ours) = futures::try_join!(theirs, ours)?;
+        let version = |digest: &Option<Digest>| digest.as_ref().map(|digest| digest.version);
+        of = Some(Versions::new(version(&theirs), version(&ours)));
+        match (theirs, ours) {
             (None, None) if primary.stands_alone(&ranges) && copy.stands_alone(&ranges) => {
-                return Ok(Outcome::default());
+                return Ok(Outcome { of, certain: true, ..Outcome::default() });
             }
             (Some(theirs), Some(ours)) => {
                 bytes = theirs.size.max(ours.size);
                 // Bytes behind the end of the image are the same then, too.
-                if theirs == ours {
-                    return Ok(Outcome { bytes, ..Outcome::default() });
+                if theirs.is_of_same_data_as(&ours) {
+                    return Ok(Outcome { bytes, of, certain: true, ..Outcome::default() });
                 }
             }
             _ => {}
         }
     }
-    let mut outcome = as_read(primary, copy, &ranges).await?;
-    outcome.bytes += bytes;
-    Ok(outcome)
+    let outcome = as_read(primary, copy, &ranges).await?;
+    Ok(Outcome { bytes: outcome.bytes + bytes, of, ..outcome })
+}
+
+async fn versions(primary: &View, copy: &View, object: ObjectNumber) -> Result<Versions, VerifyError> {
+    let theirs = async { primary.version(object).await.map_err(VerifyError::Primary) };
+    let ours = async { copy.version(object).await.map_err(VerifyError::Copy) };
+    let (theirs, ours) = futures::try_join!(theirs, ours)?;
+    Ok(Versions::new(theirs, ours))
 }
 
 /// Compares ranges of the image as a reader sees them.

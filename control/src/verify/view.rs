@@ -80,7 +80,16 @@ impl Eq for Source {}
 pub struct Digest {
     /// Its size in bytes.
     pub size: u64,
+    /// Its version: it changes with every write, and only then. A clone has that of the head that it was made of.
+    pub version: u64,
     sums: Vec<u64>,
+}
+
+impl Digest {
+    /// True when both are of the same bytes.
+    pub fn is_of_same_data_as(&self, other: &Digest) -> bool {
+        self.size == other.size && self.sums == other.sums
+    }
 }
 
 impl View {
@@ -143,10 +152,17 @@ impl View {
         };
         match reply.answers.as_slice() {
             [ReadAnswer::Stat { size, .. }, ReadAnswer::Checksums(sums)] => {
-                Ok(Some(Digest { size: *size, sums: sums.clone() }))
+                Ok(Some(Digest { size: *size, version: reply.version, sums: sums.clone() }))
             }
             _ => Err(rados::Error::new(libc::EBADMSG, format!("cannot use the checksum of object '{name}'"))),
         }
+    }
+
+    /// The version of an object of the image itself; `None` when there is no such object.
+    pub async fn version(&self, object: ObjectNumber) -> Result<Option<u64>> {
+        let layer = self.top();
+        let op = ReadOp::new(layer.image.data_object(object)).at(layer.snap).with(ReadSub::Stat);
+        Ok(layer.image.data_ioctx().read(op).await.optional()?.map(|reply| reply.version))
     }
 
     /// Where the bytes of these ranges of the image are, one range after the other. What lies behind the end of the

@@ -171,6 +171,8 @@ async fn verify(relocation: &mut Relocation<'_>) -> Result<(), Failure> {
         site_name: relocation.site_name.clone(),
         other: relocation.other,
         options: Options::default(),
+        new_point: false,
+        timeout: relocation.timeout,
     };
     let verified = verifier.all(pairs.collect()).await;
     let mut wrong = 0;

@@ -2,11 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use control::verify::checkpoint::NAME_PREFIX;
 use control::verify::pace::Pace;
-use control::verify::{self, Options, Progress, Subject};
+use control::verify::{self, Options, Progress, Subject, VerifyError};
 use control::{ImageInfo, Pool, Role};
 use futures::StreamExt;
+use rados::SnapId;
+use rbd::ImageHeader;
+use rbd::mirroring::MirrorImageMode;
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 
@@ -20,6 +25,8 @@ use crate::output::{self, Bar, Table, time};
 use crate::record::{Outcome, Record, SiteName};
 use crate::targets::{self, Targets};
 
+/// How often it is looked whether a new common point has arrived.
+const POLL_INTERVAL: Duration = Duration::from_millis(300);
 /// Images that are looked at at the same time.
 const IMAGES_AT_ONCE: usize = 8;
 /// What the process ends with when a copy differs.
@@ -36,6 +43,8 @@ pub struct Verified {
     pub copy_at: String,
     /// What was found.
     pub report: Option<verify::Report>,
+    /// What else is to be known.
+    pub remark: Option<String>,
     /// Why nothing was found.
     pub error: Option<String>,
     #[serde(skip)]
@@ -62,6 +71,20 @@ pub struct Verifier<'a> {
     pub other: &'a OtherSite,
     /// How to compare.
     pub options: Options,
+    /// Make a new common point first, in any case.
+    pub new_point: bool,
+    /// How long a new common point may take to arrive.
+    pub timeout: Duration,
+}
+
+/// The two images of a pair by what they are to each other.
+struct Ordered<'a> {
+    primary_pool: &'a Pool,
+    primary: &'a ImageInfo,
+    primary_subject: Subject,
+    copy_subject: Subject,
+    /// The primary is at the other site.
+    primary_there: bool,
 }
 
 /// Carries out the command.
@@ -80,7 +103,15 @@ pub async fn run(request: &Request, args: &VerifyArgs) -> Result<(), Failure> {
     let pace = Arc::new(Pace::new(args.parallel, args.max_objects_per_second, bytes));
     let options = Options { parallel: args.parallel, pace, ..Options::default() };
     let mirror_uuid = targets::mirror_uuid(&targets.pool).await?;
-    let verifier = Verifier { pool: &targets.pool, mirror_uuid, site_name, other: &other, options };
+    let verifier = Verifier {
+        pool: &targets.pool,
+        mirror_uuid,
+        site_name,
+        other: &other,
+        options,
+        new_point: args.new_point,
+        timeout: Duration::from_secs(args.timeout),
+    };
     let mut there = targets::images_there(&other).await?;
     let (mut pairs, mut verified) = (Vec::new(), Vec::new());
     for image in targets.images {
@@ -128,27 +159,17 @@ impl Verifier<'_> {
         pair: &Pair,
         send: &mpsc::UnboundedSender<(usize, Progress)>,
     ) -> Verified {
-        let subject = |pool: &Pool, info: &ImageInfo, mirror_uuid: &str| Subject {
-            ioctx: pool.ioctx().clone(),
-            id: info.id.clone(),
-            mirror_uuid: mirror_uuid.to_string(),
-        };
-        let here = subject(self.pool, &pair.here, &self.mirror_uuid);
-        let there = subject(&self.other.pool, &pair.there, &self.other.mirror_uuid);
         let mut verified = self.named(&pair.here);
-        let (primary, copy) = match (pair.here.role, pair.there.role) {
-            (Role::Primary, Role::Primary) => {
-                verified.code = libc::EINVAL;
-                verified.error =
-                    Some("both sites are primary (split-brain): neither is a copy of the other".to_string());
-                return verified;
-            }
-            (Role::Primary, _) => {
-                verified.copy_at = self.other.name.clone();
-                (here, there)
-            }
-            _ => (there, here),
-        };
+        if pair.here.role == Role::Primary && pair.there.role == Role::Primary {
+            verified.code = libc::EINVAL;
+            verified.error =
+                Some("both sites are primary (split-brain): neither is a copy of the other".to_string());
+            return verified;
+        }
+        let ordered = self.ordered(pair);
+        if !ordered.primary_there {
+            verified.copy_at = self.other.name.clone();
+        }
         let (progress, mut changes) = watch::channel(Progress::default());
         let forward = async {
             while changes.changed().await.is_ok() {
@@ -156,18 +177,150 @@ impl Verifier<'_> {
             }
         };
         let compare = async {
-            let found = verify::verify(&primary, &copy, &self.options, &progress).await;
+            let found = self.compare(&ordered, &progress).await;
             drop(progress);
             found
         };
         match tokio::join!(compare, forward).0 {
-            Ok(report) => verified.report = Some(report),
-            Err(error) => {
-                verified.code = error.errno();
-                verified.error = Some(error.to_string());
+            Ok((report, remark)) => (verified.report, verified.remark) = (Some(report), remark),
+            Err(failure) => {
+                verified.code = failure.code();
+                verified.error = Some(failure.to_string());
             }
         }
         verified
+    }
+
+    fn ordered<'b>(&'b self, pair: &'b Pair) -> Ordered<'b> {
+        let subject = |pool: &Pool, info: &ImageInfo, mirror_uuid: &str| Subject {
+            ioctx: pool.ioctx().clone(),
+            id: info.id.clone(),
+            mirror_uuid: mirror_uuid.to_string(),
+        };
+        let here = subject(self.pool, &pair.here, &self.mirror_uuid);
+        let there = subject(&self.other.pool, &pair.there, &self.other.mirror_uuid);
+        match pair.here.role {
+            Role::Primary => Ordered {
+                primary_pool: self.pool,
+                primary: &pair.here,
+                primary_subject: here,
+                copy_subject: there,
+                primary_there: false,
+            },
+            _ => Ordered {
+                primary_pool: &self.other.pool,
+                primary: &pair.there,
+                primary_subject: there,
+                copy_subject: here,
+                primary_there: true,
+            },
+        }
+    }
+
+    /// Compares a pair. A new common point is made first where that is asked for, or where there is none and one can be
+    /// made. In journal mode that is also done when the point that was there proves nothing: writes that were in flight
+    /// when a user's snapshot was made may lie on either side of it (see [`control::verify::checkpoint`]).
+    async fn compare(
+        &self,
+        pair: &Ordered<'_>,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<(verify::Report, Option<String>), Failure> {
+        let journalled = pair.primary.mode == Some(MirrorImageMode::Journal);
+        let can_begin_anew = journalled && pair.primary.role == Role::Primary;
+        let mut remark = None;
+        if !self.new_point {
+            match self.as_is(pair, progress).await {
+                Err(VerifyError::NothingInCommon(_)) if can_begin_anew => {}
+                // It is another verification's, and may go, or was left behind by one.
+                Ok(report) if can_begin_anew && report.pair.name.starts_with(NAME_PREFIX) => {}
+                Ok(report) if can_begin_anew && !report.equal => {
+                    remark = Some(format!(
+                        "snapshot '{}' differs in {} objects, by writes that were in flight when it was made or by more",
+                        report.pair.name, report.objects_different
+                    ));
+                }
+                found => return Ok((found.map_err(failed)?, None)),
+            }
+        }
+        let report = match journalled {
+            true => self.at_checkpoint(pair, progress).await?,
+            false => {
+                let name = &pair.primary.name;
+                let snap = self.of_primary(Box::pin(pair.primary_pool.snapshot(name, None))).await?;
+                self.arrive(pair, |header| has_copy_of(header, snap)).await?;
+                self.as_is(pair, progress).await.map_err(failed)?
+            }
+        };
+        Ok((report, remark))
+    }
+
+    /// Compares a pair at its newest common point.
+    async fn as_is(
+        &self,
+        pair: &Ordered<'_>,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<verify::Report, VerifyError> {
+        verify::verify(&pair.primary_subject, &pair.copy_subject, &self.options, progress).await
+    }
+
+    /// Compares a pair in journal mode at a snapshot that is made for that and removed afterwards.
+    async fn at_checkpoint(
+        &self,
+        pair: &Ordered<'_>,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<verify::Report, Failure> {
+        let name = &pair.primary.name;
+        let point = format!("{NAME_PREFIX}{}", uuid::Uuid::new_v4());
+        let made = async {
+            self.of_primary(Box::pin(pair.primary_pool.make_checkpoint(name, &point))).await?;
+            self.arrive(pair, |header| header.user_snapshot(&point).is_some()).await?;
+            self.as_is(pair, progress).await.map_err(failed)
+        };
+        let found = made.await;
+        // Whatever came of it.
+        let removed = self.of_primary(Box::pin(pair.primary_pool.remove_checkpoints(name, &point))).await;
+        if let Err(failure) = removed {
+            output::complain(&failure.to_string());
+        }
+        found
+    }
+
+    /// Waits for what is asked of the primary. That may take as long as a client that has died still holds the lock.
+    async fn of_primary<T>(&self, request: impl Future<Output = rados::Result<T>>) -> Result<T, Failure> {
+        let Ok(done) = tokio::time::timeout(self.timeout, request).await else {
+            let span = time::span(self.timeout.as_secs());
+            return Err(Failure::new(
+                libc::ETIMEDOUT,
+                format!("the primary has not done what was asked for {span}"),
+            ));
+        };
+        Ok(done?)
+    }
+
+    /// Waits until the copy's header is as wanted.
+    async fn arrive(
+        &self,
+        pair: &Ordered<'_>,
+        arrived: impl Fn(&ImageHeader) -> bool,
+    ) -> Result<(), Failure> {
+        let copy = &pair.copy_subject;
+        let wait = async {
+            loop {
+                let read = ImageHeader::read(&copy.ioctx, &copy.id);
+                let header = if pair.primary_there { read.await? } else { self.other.answer(read).await? };
+                if arrived(&header) {
+                    return Ok(());
+                }
+                tokio::time::sleep(POLL_INTERVAL).await;
+            }
+        };
+        tokio::time::timeout(self.timeout, wait).await.unwrap_or_else(|_| {
+            let sentence = format!(
+                "a new common point has not arrived after {}; does the mirror daemon run?",
+                time::span(self.timeout.as_secs())
+            );
+            Err(Failure::new(libc::ETIMEDOUT, sentence))
+        })
     }
 
     fn alone(&self, info: &ImageInfo) -> Verified {
@@ -181,6 +334,7 @@ impl Verifier<'_> {
             global_id: info.global_id.as_ref().map_or(String::new(), |id| id.0.clone()),
             copy_at: self.site_name.clone(),
             report: None,
+            remark: None,
             error: None,
             code: 0,
         }
@@ -204,6 +358,18 @@ impl Verified {
             (None, error) => format!("not compared: {}", error.as_deref().unwrap_or("no reason is known")),
         }
     }
+}
+
+fn failed(error: VerifyError) -> Failure {
+    Failure::new(error.errno(), error.to_string())
+}
+
+/// True when an image holds a complete copy of the mirror-snapshot `snap` of its primary, or of a later one.
+fn has_copy_of(header: &ImageHeader, snap: SnapId) -> bool {
+    let copies = header.snapshots.values().filter_map(|snapshot| snapshot.mirror());
+    copies
+        .filter(|m| m.state.is_non_primary() && m.complete && !m.is_orphan())
+        .any(|m| m.primary_snap_id >= snap)
 }
 
 /// Prints and records what was found, and decides what the process ends with.
@@ -248,6 +414,9 @@ fn plain(verified: &[Verified]) -> String {
     }
     let mut text = table.to_string();
     for one in verified {
+        if let Some(remark) = &one.remark {
+            text += &format!("{}: {remark}\n", one.image);
+        }
         let differences = one.report.iter().flat_map(|report| &report.differences);
         for difference in differences.take(DIFFERENCES_SHOWN) {
             let ranges = difference.ranges.iter().map(|range| format!("{}~{}", range.offset, range.length));

@@ -128,6 +128,12 @@ pub struct VerifyArgs {
     /// Of what.
     #[command(flatten)]
     pub target: TargetArgs,
+    /// Make a new common point first: a mirror-snapshot, or in journal mode a snapshot that is removed afterwards
+    #[arg(long)]
+    pub new_point: bool,
+    /// Seconds to wait for a new common point to arrive
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub timeout: u64,
     /// Compare at most so many objects a second
     #[arg(long, value_name = "N")]
     pub max_objects_per_second: Option<u64>,

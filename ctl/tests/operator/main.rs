@@ -5,9 +5,11 @@
 
 mod actions;
 mod outputs;
+mod readme;
 mod relocation;
 mod shells;
 mod tokens;
+mod verification;
 mod world;
 
 use std::process::ExitCode;
@@ -59,6 +61,10 @@ fn main() -> ExitCode {
                 relocation::the_other_site_is_lost,
                 relocation::the_other_site_of_cephs_daemon_is_lost,
                 relocation::what_cannot_be_relocated,
+                verification::proves_and_disproves,
+                verification::under_a_writer,
+                verification::copies_of_cephs_daemon,
+                readme::the_three_stories,
             ]
         );
         failed

@@ -6,6 +6,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use tests::two_clusters::Direction;
 use tests::{Cluster, DaemonKind, Extents, MirrorDaemon, MirrorDaemonOptions, TwoClusters};
 use tokio::io::AsyncWriteExt;
@@ -213,6 +215,15 @@ impl Writer {
     pub async fn fails(mut self) -> Result<()> {
         let ended = tokio::time::timeout(LIMIT, self.child.wait()).await.context("it goes on writing")??;
         ensure!(!ended.success(), "it ended well");
+        Ok(())
+    }
+
+    /// Has it end in order: it closes the image, so that nobody has to wait until its lock is known to be a dead one's.
+    pub async fn finish(mut self) -> Result<()> {
+        let pid = self.child.id().context("the writer has ended by itself")?;
+        nix::sys::signal::kill(Pid::from_raw(pid.cast_signed()), Signal::SIGINT)?;
+        let ended = tokio::time::timeout(LIMIT, self.child.wait()).await;
+        ended.context("the writer does not end")??;
         Ok(())
     }
 }

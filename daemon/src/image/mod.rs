@@ -23,6 +23,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::bootstrap::Record;
+use self::journal_mode::ResyncWish;
 use crate::report::{ReplayState, Report};
 use crate::retry::Backoff;
 use crate::settings::JournalSettings;
@@ -59,7 +60,8 @@ pub struct ImageContext {
 
 /// What all images of one local cluster connection share. Made once per connection; an image task borrows from it.
 pub struct Shared {
-    snap_ids: Mutex<HashMap<PoolId, SnapIds>>,
+    local_snap_ids: Reserves,
+    remote_snap_ids: Reserves,
     /// Bound on the bytes that all copies together hold in memory.
     pub budget: Budget,
     /// Bound on how often all journals together are looked at.
@@ -72,17 +74,37 @@ const JOURNAL_POLLS_PER_SECOND_MAX: u32 = 2000;
 /// Ids that a pool's reserve holds at first.
 const SNAP_ID_RESERVE: usize = 4;
 
+/// The reserves of snapshot ids of one cluster's pools.
+#[derive(Default)]
+struct Reserves(Mutex<HashMap<PoolId, SnapIds>>);
+
+impl Reserves {
+    fn of(&self, data: &IoCtx) -> SnapIds {
+        let mut pools = self.0.lock().expect("no code panics while it holds this lock");
+        pools.entry(data.pool_id()).or_insert_with(|| SnapIds::new(data.clone(), SNAP_ID_RESERVE)).clone()
+    }
+}
+
 impl Shared {
     /// With room for `copy_bytes_max` bytes on their way.
     pub fn new(copy_bytes_max: u64) -> Self {
         let poll_budget = PollBudget::new(JOURNAL_POLLS_PER_SECOND_MAX);
-        Shared { snap_ids: Mutex::default(), budget: Budget::new(copy_bytes_max), poll_budget }
+        Shared {
+            local_snap_ids: Reserves::default(),
+            remote_snap_ids: Reserves::default(),
+            budget: Budget::new(copy_bytes_max),
+            poll_budget,
+        }
     }
 
-    /// The reserve of snapshot ids of the data pool behind `data`.
+    /// The reserve of snapshot ids of the local data pool behind `data`.
     pub fn snap_ids(&self, data: &IoCtx) -> SnapIds {
-        let mut pools = self.snap_ids.lock().expect("no code panics while it holds this lock");
-        pools.entry(data.pool_id()).or_insert_with(|| SnapIds::new(data.clone(), SNAP_ID_RESERVE)).clone()
+        self.local_snap_ids.of(data)
+    }
+
+    /// The reserve of snapshot ids of the remote data pool behind `data`: for sync points of images that nobody has open.
+    pub fn remote_snap_ids(&self, data: &IoCtx) -> SnapIds {
+        self.remote_snap_ids.of(data)
     }
 }
 
@@ -112,8 +134,10 @@ const RETRY_PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration
 /// Follows an image until it is told to end.
 pub async fn run(ctx: ImageContext) -> Outcome {
     let mut backoff = Backoff::new(RETRY_PAUSES.0, RETRY_PAUSES.1);
+    let mut wish = ResyncWish::default();
     loop {
         let began = Instant::now();
+        let mut failed = false;
         let pause = match attempt(&ctx).await {
             Ok(Attempt::Over) => return Outcome::Done,
             Ok(Attempt::Again(pause)) => {
@@ -131,12 +155,14 @@ pub async fn run(ctx: ImageContext) -> Outcome {
                 if began.elapsed() > RETRY_PAUSES.1 {
                     backoff.reset();
                 }
+                failed = true;
                 backoff.next_delay()
             }
         };
         tokio::select! {
             () = ctx.cancel.cancelled() => return Outcome::Done,
             () = ctx.changed.notified() => {}
+            () = wish.arises(&ctx), if failed => {}
             () = tokio::time::sleep(pause) => {}
         }
     }

@@ -80,13 +80,19 @@ impl Session<'_> {
                 Interruption::Changed => End::Again(YIELD_PAUSE),
             }));
         }
+        if self.lock_report.borrow().requested.is_some() {
+            // Most likely a promotion by force, which has chosen to roll back to the snapshot before.
+            self.lock.release().await?;
+            return Ok(Some(End::Again(YIELD_PAUSE)));
+        }
         self.remote.refresh().await?;
         self.expect_ends_kept(sync)?;
         let objects = self.local.image.layout().object_count(self.local.header.size);
         let resync_key = resync_key(&ctx.local_mirror_uuid);
         let resync = sync.resync.then_some(&*resync_key);
         commit::commit(&mut self.local, &self.remote, &begun, objects, resync).await?;
-        self.progress.complete(Instant::now());
+        self.completed = Instant::now();
+        self.progress.complete(self.completed);
         self.say_replaying();
         tracing::info!(
             image = %ctx.global_image_id,

@@ -16,15 +16,14 @@ use rados::error::ResultExt;
 use rados::{ErrorClass, Result, SnapId};
 use rbd::exclusive_lock::{ExclusiveLock, LockOptions, LockReport, LockState};
 use rbd::header_update::HeaderUpdate;
-use rbd::image::Image;
 use rbd::image::OpenImage;
 use rbd::image_state::{read_image_state, resync_key};
 use rbd::mirroring::Mirroring;
-use rbd::snapshots;
 use rbd::watch_notify::notify_header_update;
 use rbd::{Features, MirrorSnapshotState, Snapshot, SnapshotNamespace};
 use snapshot::begin::{Identity, read_marker};
 use snapshot::plan::{Chores, Plan, Stop, View, chores, plan};
+use snapshot::prune;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 
@@ -41,6 +40,10 @@ const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(300);
 const WAITING_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// How often an image that is being promoted is looked at.
 const PROMOTION_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long the last mirror-snapshot to be superseded is kept: whoever began to promote the image by force just before
+/// then rolls back to it.
+const PRUNE_DELAY: Duration = Duration::from_secs(5);
 
 /// Why a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +66,8 @@ pub struct Session<'a> {
     updates_seen: u64,
     remote_watch: RemoteWatch,
     pub(super) progress: Progress,
+    /// The newest round was complete by then.
+    pub(super) completed: Instant,
     pruning: Option<JoinHandle<Result<()>>>,
 }
 
@@ -95,6 +100,7 @@ impl<'a> Session<'a> {
             updates_seen: 0,
             remote_watch,
             progress: Progress::default(),
+            completed: Instant::now(),
             pruning: None,
         };
         session.remote.refresh().await?;
@@ -166,6 +172,7 @@ impl<'a> Session<'a> {
                 }
             }
             let interval = match plan {
+                Plan::Idle if self.may_be_rolled_back_to().is_some() => PRUNE_DELAY,
                 Plan::Idle => IDLE_CHECK_INTERVAL,
                 _ => WAITING_CHECK_INTERVAL,
             };
@@ -227,10 +234,22 @@ impl<'a> Session<'a> {
             tokio::spawn(async move { notify_header_update(&remote, &id).await });
             self.remote.refresh().await?;
         }
-        if !due.prune.is_empty() && self.pruning.is_none() {
-            self.pruning = Some(tokio::spawn(prune(self.local.image.clone(), due.prune)));
+        let kept = self.may_be_rolled_back_to();
+        let prune: Vec<_> = due.prune.into_iter().filter(|snap| Some(*snap) != kept).collect();
+        let wanted = self.lock_report.borrow().requested.is_some();
+        if let (false, false, None) = (wanted, prune.is_empty(), &self.pruning)
+            && let Some(newest) = mirror_snapshots(&self.local).next()
+        {
+            let (image, newest) = (self.local.image.clone(), newest.id);
+            self.pruning = Some(tokio::spawn(async move { prune::prune(&image, newest, &prune).await }));
         }
         Ok(())
+    }
+
+    /// The mirror-snapshot before the newest one, while that was completed only just.
+    fn may_be_rolled_back_to(&self) -> Option<SnapId> {
+        let superseded = mirror_snapshots(&self.local).nth(1)?;
+        (self.completed.elapsed() < PRUNE_DELAY).then_some(superseded.id)
     }
 
     async fn pruned(&mut self, outcome: std::result::Result<Result<()>, JoinError>) -> Result<()> {
@@ -323,13 +342,9 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Removes mirror-snapshots, one after the other.
-async fn prune(image: Image, snaps: Vec<SnapId>) -> Result<()> {
-    for snap in snaps {
-        let header = image.read_header().await?;
-        snapshots::remove(&image, &header, snap).await?;
-    }
-    Ok(())
+/// Mirror-snapshots, newest first.
+fn mirror_snapshots(image: &OpenImage) -> impl Iterator<Item = &Snapshot> {
+    image.header.snapshots.values().rev().filter(|snapshot| snapshot.mirror().is_some())
 }
 
 /// The outcome of a background task; never, when there is none. Cancel-safe.

@@ -9,6 +9,7 @@
 
 use std::time::Duration;
 
+use deep_copy::ids::SnapIds;
 use rados::{Error, Result, SnapId};
 use rbd::exclusive_lock::{Delegated, ExclusiveLock, LockOptions};
 use rbd::image::OpenImage;
@@ -42,7 +43,6 @@ pub fn is_sync_point(snapshot: &Snapshot, prefix: &str) -> bool {
 }
 
 /// The remote image, as the source of a copy.
-#[derive(Debug)]
 pub struct Source<'a> {
     /// The image; its header is fresh after every call that succeeded.
     pub image: &'a mut OpenImage,
@@ -50,6 +50,8 @@ pub struct Source<'a> {
     pub journal: &'a Journal,
     /// The id of this site's client there.
     pub local_mirror_uuid: &'a str,
+    /// Snapshot ids of the pool of its data.
+    pub ids: SnapIds,
 }
 
 impl Source<'_> {
@@ -130,10 +132,12 @@ impl Source<'_> {
             return Ok(Origin::Event);
         }
         let newest = ImageJournal::read(self.journal).await?.newest.0;
+        // Allocated ahead: else all of the copy waits for the monitors here.
+        let id = self.ids.take(SnapId(self.image.header.snap_context.seq), 1).await?.first().copied();
         let new = NewSnapshot {
             name: name.to_string(),
             namespace: SnapshotNamespace::User,
-            id: None,
+            id,
             skip_object_map: false,
         };
         snapshots::create(&self.image.image, &self.image.header, &new).await?;

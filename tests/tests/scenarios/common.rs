@@ -10,7 +10,7 @@ use rados::SnapId;
 use rbd::SnapshotNamespace;
 use tests::image::RandomWrites;
 use tests::two_clusters::Direction;
-use tests::{Cluster, DaemonKind, MirrorDaemon, MirrorDaemonOptions, TwoClusters};
+use tests::{Cluster, ClusterOptions, DaemonKind, MirrorDaemon, MirrorDaemonOptions, Signal, TwoClusters};
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
 
 use crate::content;
@@ -18,6 +18,13 @@ use crate::content;
 /// How long anything may take before a scenario gives up.
 pub const LIMIT: Duration = Duration::from_secs(90);
 pub const MIB: u64 = 1 << 20;
+
+/// What makes Ceph's daemon look around more often, in seconds.
+const HASTE: [&str; 3] = [
+    "--rbd-mirror-leader-heartbeat-interval=1",
+    "--rbd-mirror-image-state-check-interval=3",
+    "--rbd-mirror-pool-replayers-refresh-interval=5",
+];
 
 /// Random writes of 4 KiB.
 pub fn scattered(seed: u64, count: u64, within: std::ops::Range<u64>) -> RandomWrites {
@@ -59,7 +66,21 @@ impl Stage {
     /// Waits for its turn, and makes the pool.
     pub async fn set(pool: &str) -> Result<Stage> {
         let turn = TURN.lock().await;
-        let clusters = clusters().await?;
+        Self::set_on(clusters().await?, pool, turn).await
+    }
+
+    /// The same on clusters of the scenario's own, which it starts when it is its turn, and ends.
+    pub async fn set_apart(pool: &str, options: &ClusterOptions) -> Result<Stage> {
+        let turn = TURN.lock().await;
+        let clusters = TwoClusters::start_temporary(options).await?;
+        Self::set_on(Box::leak(Box::new(clusters)), pool, turn).await
+    }
+
+    async fn set_on(
+        clusters: &'static TwoClusters,
+        pool: &str,
+        turn: MutexGuard<'static, ()>,
+    ) -> Result<Stage> {
         clusters.create_pool(pool).await?;
         clusters.connect_peers(pool, Direction::Both).await?;
         let (a, b) = (content::Reader::new(&clusters.a).await?, content::Reader::new(&clusters.b).await?);
@@ -78,12 +99,46 @@ impl Stage {
 
     /// A daemon at `cluster`, ours or Ceph's.
     pub async fn daemon_of(&self, kind: &DaemonKind, cluster: &Cluster) -> Result<MirrorDaemon> {
-        let options = MirrorDaemonOptions {
-            instance: cluster.name().to_string(),
-            args: vec!["--debug-rbd-mirror=10".into()],
-            ..MirrorDaemonOptions::default()
-        };
+        self.daemon_with(kind, cluster, &[]).await
+    }
+
+    /// The same with more arguments.
+    pub async fn daemon_with(
+        &self,
+        kind: &DaemonKind,
+        cluster: &Cluster,
+        args: &[String],
+    ) -> Result<MirrorDaemon> {
+        let mut args = args.to_vec();
+        args.push("--debug-rbd-mirror=10".into());
+        if matches!(kind, DaemonKind::Ceph) {
+            // Left to itself, it takes a minute and more to follow a leader that was killed.
+            args.extend(HASTE.map(String::from));
+        }
+        let instance = cluster.name().to_string();
+        let options = MirrorDaemonOptions { instance, args, ..MirrorDaemonOptions::default() };
         MirrorDaemon::spawn(kind, cluster, &options).await
+    }
+
+    /// Stops a daemon in its tracks (`SIGSTOP`) while it is filling a mirror-snapshot of the copy at `b`.
+    pub async fn stop_half_way(&self, daemon: &mut MirrorDaemon, image: &str) -> Result<()> {
+        let spec = self.spec(image);
+        let under_way = async || -> Result<bool> {
+            let Ok((_, header)) = self.b.open(&spec).await else { return Ok(false) };
+            Ok(content::mirror_snapshots(&header).last().is_some_and(|(_, newest)| !newest.complete))
+        };
+        until("a copy to be under way", &under_way).await?;
+        daemon.kill(Signal::SIGSTOP);
+        ensure!(under_way().await?, "the copy of {spec} was complete before the daemon could be stopped");
+        Ok(())
+    }
+
+    /// Kills a daemon while it is filling a mirror-snapshot of the copy at `b`.
+    pub async fn kill_half_way(&self, mut daemon: MirrorDaemon, image: &str) -> Result<()> {
+        self.stop_half_way(&mut daemon, image).await?;
+        daemon.kill(Signal::SIGKILL);
+        daemon.wait(LIMIT).await?;
+        Ok(())
     }
 
     /// Enables snapshot mirroring of an image of `a`.
@@ -122,6 +177,11 @@ impl Stage {
         cluster.wait_mirror_state(&self.spec(image), state, LIMIT).await
     }
 
+    /// Ends a scenario that was [set apart](Self::set_apart), and its clusters.
+    pub async fn strike_apart(self) -> Result<()> {
+        self.clusters.stop().await
+    }
+
     /// Ends the scenario: the pool goes, so that later scenarios' daemons do not work on it.
     pub async fn strike(self) -> Result<()> {
         self.clusters.a.delete_pool(&self.pool).await?;
@@ -156,7 +216,7 @@ pub async fn expect_copy_of(from: &content::Reader, to: &content::Reader, spec: 
 
 /// Waits for a condition that a scenario describes.
 pub async fn until<F: AsyncFnMut() -> Result<bool>>(what: &str, mut condition: F) -> Result<()> {
-    const POLL_INTERVAL: Duration = Duration::from_millis(50);
+    const POLL_INTERVAL: Duration = Duration::from_millis(20);
     let started = Instant::now();
     while !condition().await? {
         ensure!(started.elapsed() < LIMIT, "gave up waiting for {what}");

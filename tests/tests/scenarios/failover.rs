@@ -96,7 +96,7 @@ async fn forced_promotion_at_any_instant() -> Result<()> {
 }
 
 /// The primary snapshot whose newest copy is complete.
-async fn newest_arrived(cluster: &Cluster, spec: &str) -> Result<SnapId> {
+pub async fn newest_arrived(cluster: &Cluster, spec: &str) -> Result<SnapId> {
     let copies = cluster.mirror_snapshots(spec).await?;
     let newest = copies.iter().rfind(|s| s.complete).and_then(|s| s.primary_snap_id);
     newest.map(SnapId).context("nothing had arrived whole")
@@ -104,7 +104,7 @@ async fn newest_arrived(cluster: &Cluster, spec: &str) -> Result<SnapId> {
 
 /// The primary's mirror-snapshot, `arrived` or one that arrived since, that the promoted image equals; its user
 /// snapshots are the primary's.
-async fn promoted_from(stage: &Stage, spec: &str, arrived: SnapId) -> Result<SnapId> {
+pub async fn promoted_from(stage: &Stage, spec: &str, arrived: SnapId) -> Result<SnapId> {
     let (primary, primary_header) = stage.a.open(spec).await?;
     let (promoted, header) = stage.b.open(spec).await?;
     for snapshot in header.snapshots.values().filter(|s| s.namespace == SnapshotNamespace::User) {

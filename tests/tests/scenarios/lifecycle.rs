@@ -1,11 +1,11 @@
 //! Mirroring is disabled, images are removed, trashed, renamed and reconfigured: the copy follows.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use tests::{Cluster, Extents};
 
-use crate::common::{LIMIT, MIB, Stage, scattered, until};
+use crate::common::{LIMIT, MIB, Stage, ours, scattered, until};
 
-async fn exists(cluster: &Cluster, pool: &str, image: &str) -> Result<bool> {
+pub async fn exists(cluster: &Cluster, pool: &str, image: &str) -> Result<bool> {
     let list = cluster.rbd_json(&["ls", pool]).await?;
     Ok(list.as_array().is_some_and(|names| names.iter().any(|name| name == image)))
 }
@@ -129,5 +129,51 @@ async fn pools_and_namespaces_that_come_later() -> Result<()> {
     for cluster in stage.clusters.both() {
         cluster.delete_pool("late").await?;
     }
+    stage.strike().await
+}
+
+/// With `rbd_mirroring_delete_delay` copies wait in the trash, from where they can be taken back; when their time has
+/// come, they are removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_wait_in_the_trash() -> Result<()> {
+    let stage = Stage::set("trash").await?;
+    let (a, b) = (&stage.clusters.a, &stage.clusters.b);
+    let daemon = async |delay_s: u32| {
+        stage.daemon_with(&ours(), b, &[format!("--rbd-mirroring-delete-delay={delay_s}")]).await
+    };
+    let trash = async || -> Result<Vec<serde_json::Value>> {
+        let list = b.rbd_json(&["trash", "ls", "--all", "--long", &stage.pool]).await?;
+        Ok(list.as_array().cloned().unwrap_or_default())
+    };
+    let copied = async |name: &str| -> Result<()> {
+        a.create_image(&stage.spec(name), 8 * MIB, &[]).await?;
+        a.apply(&stage.spec(name), Extents::default().random(&scattered(1, 50, 0..8 * MIB))).await?;
+        stage.enable(name).await?;
+        stage.first_copy(name).await
+    };
+    let mut patient = daemon(3600).await?;
+    copied("mistake").await?;
+    a.rbd(&["mirror", "image", "disable", &stage.spec("mistake")]).await?;
+    until("the copy to be in the trash", async || Ok(trash().await?.len() == 1)).await?;
+    let entry = trash().await?.remove(0);
+    ensure!(entry["name"] == "mistake" && entry["source"] == "MIRRORING", "{entry}");
+    ensure!(entry["status"].as_str().is_some_and(|status| status.starts_with("protected until")), "{entry}");
+    ensure!(!exists(b, &stage.pool, "mistake").await?, "it is in two places");
+    patient.stop(LIMIT).await?;
+
+    // A daemon that comes later, and would not have it wait, leaves it alone, too.
+    let mut hasty = daemon(2).await?;
+    copied("doomed").await?;
+    a.rbd(&["mirror", "image", "disable", &stage.spec("doomed")]).await?;
+    until("the copy to leave the directory", async || Ok(!exists(b, &stage.pool, "doomed").await?)).await?;
+    until("the copy to be removed", async || {
+        Ok(trash().await?.iter().all(|entry| entry["name"] == "mistake"))
+    })
+    .await?;
+    let id = entry["id"].as_str().context("what is in the trash has an id")?;
+    b.rbd(&["trash", "restore", &stage.spec(id)]).await?;
+    let (theirs, ours) = (a.sha256(&stage.spec("mistake")).await?, b.sha256(&stage.spec("mistake")).await?);
+    ensure!(theirs == ours, "what was taken back from the trash is not what was put there");
+    hasty.stop(LIMIT).await?;
     stage.strike().await
 }

@@ -4,12 +4,14 @@
 //! All share one pair of clusters, which ends with this process, and take turns on it: each has its own pool and its own
 //! daemons.
 
+mod accidents;
 mod basics;
 mod broken;
 mod clones;
 mod common;
 mod content;
 mod crashes;
+mod erasure;
 mod failover;
 mod journal;
 mod lifecycle;

@@ -13,7 +13,7 @@ use crate::failover::image_id;
 const SIZE: u64 = 96 * MIB;
 
 /// Removes a mirror-snapshot of a primary, in spite of its peer: an accident that the stock tools do not let happen.
-async fn lose_snapshot(reader: &Reader, spec: &str, snap: u64) -> Result<()> {
+pub async fn lose_snapshot(reader: &Reader, spec: &str, snap: u64) -> Result<()> {
     let (image, header) = reader.open(spec).await?;
     snapshots::remove(&image, &header, SnapId(snap)).await.map(drop).context("removing a snapshot")?;
     Ok(rbd::watch_notify::notify_header_update(image.header_ioctx(), image.id()).await?)

@@ -1,8 +1,9 @@
 //! Stores how far the copy is, beside the replay: whoever is slow to hear of it does not hold up entries.
 //!
-//! The position is stored once per `rbd_mirror_journal_commit_age` while entries are under way, and at once when all of
-//! them are safe, but not more often than [`IDLE_PAUSE`]: the primary trims its journal by it, and everybody who watches
-//! the journal is told each time.
+//! The position is stored once per `rbd_mirror_journal_commit_age` while entries are under way. It is stored at once when
+//! all of them are safe, and when a set of objects is done with, but then not more often than [`IDLE_PAUSE`] and
+//! [`SET_PAUSE`]: the primary trims its journal by it, and gives up those who lag behind by too many sets; but everybody
+//! who watches the journal is told each time.
 
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ use tokio::time::Instant;
 
 /// The shortest time between two commits while nothing is under way.
 const IDLE_PAUSE: Duration = Duration::from_millis(250);
+/// The shortest time between two commits that let go of a set each.
+const SET_PAUSE: Duration = Duration::from_millis(100);
 /// How long to wait after a commit that failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
@@ -137,11 +140,14 @@ impl Task {
         if !self.committer.is_due() {
             return;
         }
-        let now = Instant::now();
-        let wanted = match self.committer.pending() {
-            0 => self.committed_at.map_or(now, |at| now.max(at + IDLE_PAUSE)),
-            _ => now + self.age,
+        let progress = if self.committer.pending() == 0 {
+            Progress::AllSafe
+        } else if self.committer.lets_go_of_a_set() {
+            Progress::SetDone
+        } else {
+            Progress::Some
         };
+        let wanted = due_at(progress, self.committed_at, Instant::now(), self.age);
         self.due = Some(self.due.map_or(wanted, |due| due.min(wanted)));
     }
 
@@ -156,5 +162,45 @@ impl Task {
             Err(error) => return Err(error),
         }
         Ok(())
+    }
+}
+
+/// What there is to commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// Some entries, and others are under way.
+    Some,
+    /// The last entries of a set of objects, and others are under way.
+    SetDone,
+    /// All entries.
+    AllSafe,
+}
+
+/// When to commit.
+fn due_at(progress: Progress, committed_at: Option<Instant>, now: Instant, age: Duration) -> Instant {
+    let pause = match progress {
+        Progress::Some => return now + age,
+        Progress::SetDone => SET_PAUSE.min(age),
+        Progress::AllSafe => IDLE_PAUSE,
+    };
+    committed_at.map_or(now, |at| now.max(at + pause))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_set_that_is_done_is_committed_soon_and_other_progress_late() {
+        let (committed, age) = (Instant::now(), Duration::from_secs(5));
+        let now = committed + Duration::from_millis(20);
+        assert_eq!(due_at(Progress::Some, Some(committed), now, age), now + age);
+        assert_eq!(due_at(Progress::SetDone, Some(committed), now, age), committed + SET_PAUSE);
+        assert_eq!(due_at(Progress::AllSafe, Some(committed), now, age), committed + IDLE_PAUSE);
+        let later = committed + age;
+        for progress in [Progress::SetDone, Progress::AllSafe] {
+            assert_eq!(due_at(progress, Some(committed), later, age), later);
+            assert_eq!(due_at(progress, None, now, age), now);
+        }
     }
 }

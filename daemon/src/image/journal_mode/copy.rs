@@ -104,14 +104,17 @@ impl Session<'_> {
             true => Some(source.create(&mut peer).await?),
             false => None,
         };
+        tracing::debug!(image = %self.ctx.global_image_id, "there is a sync point");
         let ids = self.ctx.shared.snap_ids(self.local.image.image.data_ioctx());
         let (local, remote) = (&mut self.local.image, &self.remote.image);
         let begun = begin(local, remote, &peer, noted, (held, origin), &ids).await?;
         peer.snap_seqs = begun.marker.snap_seqs.clone();
         self.store_peer(peer.clone()).await?;
+        tracing::debug!(image = %self.ctx.global_image_id, "copying data");
         if let Some(end) = self.copy(&begun, peer.clone()).await? {
             return Ok(Some(end));
         }
+        tracing::debug!(image = %self.ctx.global_image_id, "the data is copied");
         if !self.reopen_images().await? {
             return Ok(Some(End::Again(Duration::ZERO)));
         }
@@ -196,6 +199,7 @@ impl Session<'_> {
 
     fn source(&mut self) -> Source<'_> {
         Source {
+            ids: self.ctx.shared.remote_snap_ids(self.remote.image.image.data_ioctx()),
             image: &mut self.remote.image,
             journal: &self.remote.journal.journal,
             local_mirror_uuid: &self.ctx.local_mirror_uuid,

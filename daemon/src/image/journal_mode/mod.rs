@@ -11,6 +11,7 @@ mod replay;
 mod session;
 mod status;
 mod tidy;
+mod wish;
 
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ use super::bootstrap::{self, Made, Record, Wanted};
 use super::{Attempt, ImageContext, LOOK_INTERVAL, PARENT_INTERVAL, delete, modes_differ};
 use crate::report::{ReplayState, Report};
 use session::{End, Session};
+pub(super) use wish::ResyncWish;
 
 /// An image and its own journal, open.
 #[derive(Debug)]
@@ -96,6 +98,7 @@ pub(super) async fn attempt(ctx: &ImageContext, local: Option<Record>) -> Result
                     Err(pause) => return Ok(Attempt::Again(pause)),
                 },
             };
+            tracing::debug!(image = %ctx.global_image_id, "both images are open");
             let image = opened.image.clone();
             let session = Session::open(ctx, opened, remote).await?;
             match Box::pin(session.run()).await? {
@@ -127,6 +130,7 @@ async fn create(
     let register = async |id: &ImageId| register_anew(ctx, &remote.journal.journal, id).await;
     match bootstrap::create_local(ctx, &remote.image, wanted, register).await? {
         Made::Image(id) => {
+            tracing::debug!(image = %ctx.global_image_id, "the local image is made");
             create_journal(ctx, &id).await?;
             bootstrap::enable_local(ctx, &id, MirrorImageMode::Journal).await?;
             Ok(Journalled::open(&ctx.local, &id).await?.ok_or(Duration::ZERO))

@@ -9,6 +9,7 @@
 
 use std::time::Duration;
 
+use futures::try_join;
 use journal::Journal;
 use journal::bootstrap::{LocalView, PeerView, Plan, Registration, RemoteView, Resync, Stop, View, plan};
 use journal::image_journal::tags_for;
@@ -89,9 +90,11 @@ impl<'a> Session<'a> {
             object_map: local.image.header.features.has(Features::OBJECT_MAP),
             watch_timeout: WATCH_TIMEOUT,
         };
-        let own_watch = local.journal.journal.watch().await?;
-        let their_watch = remote.journal.journal.watch().await?;
-        let lock = ExclusiveLock::open(&ctx.local, local.image.image.id(), options).await?;
+        let (own_watch, their_watch, lock) = try_join!(
+            local.journal.journal.watch(),
+            remote.journal.journal.watch(),
+            ExclusiveLock::open(&ctx.local, local.image.image.id(), options),
+        )?;
         Ok(Session {
             registered: Registered { tags: Vec::new(), client: None },
             lock_report: lock.report(),
@@ -165,10 +168,14 @@ impl<'a> Session<'a> {
 
     /// Reads both headers and journals.
     async fn look(&mut self) -> Result<()> {
-        self.local.image.refresh().await?;
-        self.local.journal.refresh().await?;
-        self.remote.journal.refresh().await?;
-        self.registered = registered(&self.remote, &self.ctx.local_mirror_uuid).await?;
+        let (local, remote) = (&mut self.local, &mut self.remote);
+        let theirs = async {
+            remote.journal.refresh().await?;
+            registered(remote, &self.ctx.local_mirror_uuid).await
+        };
+        let ours = (local.image.refresh(), local.journal.refresh());
+        let ((), (), registered) = try_join!(ours.0, ours.1, theirs)?;
+        self.registered = registered;
         Ok(())
     }
 
@@ -263,12 +270,24 @@ impl<'a> Session<'a> {
     async fn acquire(&mut self) -> Result<Option<End>> {
         let ctx = self.ctx;
         self.say(ReplayState::StartingReplay, "starting replay");
-        tokio::select! {
-            biased;
-            () = ctx.cancel.cancelled() => Ok(Some(End::Cancelled)),
-            () = ctx.changed.notified() => Ok(Some(End::Again(Duration::ZERO))),
-            event = self.own_watch.next() => Ok(event.is_none().then_some(End::Again(Duration::ZERO))),
-            acquired = self.lock.acquire() => acquired.map(|()| None),
+        let acquired = self.lock.acquire();
+        tokio::pin!(acquired);
+        loop {
+            tokio::select! {
+                biased;
+                () = ctx.cancel.cancelled() => return Ok(Some(End::Cancelled)),
+                () = ctx.changed.notified() => {
+                    // That this daemon made the copy is among what is announced.
+                    let (local, remote) = (self.local.image.image.id(), self.remote.image.image.id());
+                    if !bootstrap::is_pair(ctx, local, remote).await {
+                        return Ok(Some(End::Again(Duration::ZERO)));
+                    }
+                }
+                event = self.own_watch.next() => {
+                    return Ok(event.is_none().then_some(End::Again(Duration::ZERO)));
+                }
+                acquired = &mut acquired => return acquired.map(|()| None),
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use deep_copy::ids::SnapIds;
 use journal::Journal;
 use journal::first_copy::remove_local_sync_points;
 use journal::first_copy::sync_point::{Source, is_sync_point, name_prefix};
@@ -28,7 +29,8 @@ impl Session<'_> {
         let left = self.remote.image.header.snapshots.values().any(|s| is_sync_point(s, &prefix));
         if self.tidying.is_none() && (left || !peer.sync_points.is_empty()) {
             let (image, journal) = (self.remote.image.clone(), self.their_journal());
-            self.tidying = Some(tokio::spawn(tidy_remote(image, journal, uuid.to_string())));
+            let ids = self.ctx.shared.remote_snap_ids(image.image.data_ioctx());
+            self.tidying = Some(tokio::spawn(tidy_remote(image, journal, uuid.to_string(), ids)));
         }
         Ok(())
     }
@@ -45,11 +47,20 @@ pub(super) async fn tidied(tidying: &mut Option<JoinHandle<Result<()>>>) -> Resu
 }
 
 /// Removes the sync points of this site, none of which is in use. Fails only when the connection is of no use any more.
-async fn tidy_remote(mut image: OpenImage, journal: Journal, local_mirror_uuid: String) -> Result<()> {
+async fn tidy_remote(
+    mut image: OpenImage,
+    journal: Journal,
+    local_mirror_uuid: String,
+    ids: SnapIds,
+) -> Result<()> {
     let mut backoff = Backoff::new(RETRY_PAUSES.0, RETRY_PAUSES.1);
     loop {
-        let mut source =
-            Source { image: &mut image, journal: &journal, local_mirror_uuid: &local_mirror_uuid };
+        let mut source = Source {
+            image: &mut image,
+            journal: &journal,
+            local_mirror_uuid: &local_mirror_uuid,
+            ids: ids.clone(),
+        };
         match source.remove_all().await {
             Err(error) if error.class() == ErrorClass::Fenced => return Err(error),
             Err(error) => tracing::warn!(image = %image.image.id(), "{error}; trying again"),

@@ -108,6 +108,10 @@ async fn the_stock_journal_tool_agrees() -> Result<()> {
     // librbd replays it when it opens the image for writing.
     a.snap_create(&format!("{imported}@replayed")).await?;
     ensure!(stamps(a, &imported).await? == pattern.stamps_after(40), "the import is not what was exported");
+    // An imported journal has entries of tags that it knows nothing of; the next writers' tags would be the same.
+    for action in ["disable", "enable"] {
+        a.rbd(&["feature", action, &imported, "journaling"]).await?;
+    }
     stage.enable_journal("imported").await?;
     stage.state(b, "imported", "up+replaying").await?;
     stage.replayed("imported").await?;
@@ -217,7 +221,7 @@ async fn daemons_take_turns_under_a_writer() -> Result<()> {
     stage.create_journalled("image", 4 * MIB, &narrow).await?;
     stage.enable_journal("image").await?;
     let mut writer = StampedWriter::start(a, &stage.spec("image"), &writing)?;
-    for turn in 0..3_u64 {
+    for turn in 0..2_u64 {
         for kind in [ours(), DaemonKind::Ceph] {
             let mut daemon = stage.daemon_of(&kind, b).await?;
             // Behind what the one before may have written without having committed it.

@@ -52,7 +52,7 @@ async fn daemons_take_turns() -> Result<()> {
     }
     let ids = [image_id(b, &stage.spec(names[0])).await?, image_id(b, &stage.spec(names[1])).await?];
 
-    for turn in 0..3_u64 {
+    for turn in 0..2_u64 {
         for kind in [DaemonKind::Ceph, ours()] {
             let mut daemon = stage.daemon_of(&kind, b).await?;
             for name in names {

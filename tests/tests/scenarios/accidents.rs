@@ -1,0 +1,168 @@
+//! What happens to images while they are being copied: the snapshot goes away, mirroring is disabled, the daemon is killed
+//! while it mends what another one left, the copy is promoted while it changes its size.
+//!
+//! A copy is caught in the middle by stopping the daemon (`SIGSTOP`) as soon as it fills a snapshot.
+
+use anyhow::{Context, Result, ensure};
+use tests::{DaemonKind, Extents, MirrorDaemon, Signal};
+
+use crate::common::{LIMIT, MIB, Stage, until};
+use crate::failover::{image_id, newest_arrived, promoted_from};
+use crate::lifecycle::exists;
+use crate::repairs::lose_snapshot;
+
+/// Large enough that a copy of most of it is caught before it is complete.
+const SIZE: u64 = 192 * MIB;
+
+/// A full image of `a` that has been copied by our daemon, which is running.
+async fn copied_image(stage: &Stage, image: &str) -> Result<MirrorDaemon> {
+    let spec = stage.spec(image);
+    stage.clusters.a.create_image(&spec, SIZE, &[]).await?;
+    stage.clusters.a.apply(&spec, Extents::default().fill(0, SIZE, 1)).await?;
+    let daemon = stage.daemon(&stage.clusters.b).await?;
+    stage.enable(image).await?;
+    stage.first_copy(image).await?;
+    Ok(daemon)
+}
+
+/// Changes most of an image of `a`, and takes a mirror-snapshot of it.
+async fn change(stage: &Stage, image: &str, seed: u64) -> Result<u64> {
+    let (a, spec) = (&stage.clusters.a, stage.spec(image));
+    let changes = Extents::default().fill(0, SIZE - 16 * MIB, seed).zeroes(SIZE - 12 * MIB, 6 * MIB);
+    a.apply(&spec, changes).await?;
+    a.mirror_snapshot(&spec).await
+}
+
+/// The copy follows its primary as if nothing had happened, and is the one that it was.
+async fn expect_following(stage: &Stage, image: &str, id: &str) -> Result<()> {
+    let b = &stage.clusters.b;
+    stage.state(b, image, "up+replaying").await?;
+    stage.sync(image).await?;
+    ensure!(image_id(b, &stage.spec(image)).await? == id, "the copy was made anew");
+    Ok(())
+}
+
+/// The snapshot being copied goes away itself: it never counts as arrived, and the next one does.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_snapshot_being_copied_is_removed() -> Result<()> {
+    let stage = Stage::set("end-gone").await?;
+    let b = &stage.clusters.b;
+    let spec = stage.spec("image");
+    let mut daemon = copied_image(&stage, "image").await?;
+    let id = image_id(b, &spec).await?;
+
+    let snap = change(&stage, "image", 2).await?;
+    stage.stop_half_way(&mut daemon, "image").await?;
+    let next = change(&stage, "image", 3).await?;
+    lose_snapshot(&stage.a, &spec, snap).await?;
+    daemon.kill(Signal::SIGCONT);
+    let arrived = b.wait_copied(&spec, snap, LIMIT).await?;
+    ensure!(
+        arrived.primary_snap_id == Some(next),
+        "a snapshot that is gone was called complete: {arrived:?}"
+    );
+    stage.expect_copied("image").await?;
+    expect_following(&stage, "image", &id).await?;
+    daemon.stop(LIMIT).await?;
+    stage.strike().await
+}
+
+/// Mirroring is disabled while the first copy, or a delta, is under way: the copy goes, and comes back when it is enabled
+/// again.
+#[tokio::test(flavor = "multi_thread")]
+async fn mirroring_is_disabled_half_way() -> Result<()> {
+    let stage = Stage::set("disabled").await?;
+    let (a, b) = (&stage.clusters.a, &stage.clusters.b);
+    let spec = stage.spec("image");
+    a.create_image(&spec, SIZE, &[]).await?;
+    a.apply(&spec, Extents::default().fill(0, SIZE, 1)).await?;
+    let mut daemon = stage.daemon(b).await?;
+    for half_way_in in ["the first copy", "a delta"] {
+        stage.enable("image").await?;
+        if half_way_in == "a delta" {
+            stage.first_copy("image").await?;
+            change(&stage, "image", 2).await?;
+        }
+        stage.stop_half_way(&mut daemon, "image").await?;
+        a.rbd(&["mirror", "image", "disable", &spec]).await?;
+        daemon.kill(Signal::SIGCONT);
+        until("the copy to go", async || Ok(!exists(b, &stage.pool, "image").await?))
+            .await
+            .with_context(|| format!("disabled in the middle of {half_way_in}"))?;
+    }
+    stage.enable("image").await?;
+    stage.first_copy("image").await?;
+    stage.sync("image").await?;
+    daemon.stop(LIMIT).await?;
+    stage.strike().await
+}
+
+/// Killed again and again while it compares and mends a copy that it has taken over from Ceph's daemon, which loses what
+/// is zeroed between two snapshots.
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_while_it_mends_what_cephs_daemon_left() -> Result<()> {
+    let stage = Stage::set("takeover-killed").await?;
+    let b = &stage.clusters.b;
+    let spec = stage.spec("image");
+    let mut daemon = copied_image(&stage, "image").await?;
+    let id = image_id(b, &spec).await?;
+    daemon.stop(LIMIT).await?;
+
+    let mut theirs = stage.daemon_of(&DaemonKind::Ceph, b).await?;
+    let snap = change(&stage, "image", 2).await?;
+    b.wait_copied(&spec, snap, LIMIT).await.context("Ceph's turn")?;
+    theirs.stop(LIMIT).await?;
+
+    let snap = change(&stage, "image", 3).await?;
+    for _ in 0..3 {
+        let daemon = stage.daemon(b).await?;
+        stage.kill_half_way(daemon, "image").await?;
+    }
+    let mut daemon = stage.daemon(b).await?;
+    stage.arrived("image", snap).await?;
+    expect_following(&stage, "image", &id).await?;
+    daemon.stop(LIMIT).await?;
+    stage.strike().await
+}
+
+/// The copy is promoted by force while it is being given another size: with the daemon killed, it has the size and the
+/// content of the snapshot before; with the daemon alive, those of one that arrived whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn forced_promotion_across_a_resize() -> Result<()> {
+    let stage = Stage::set("forced-resize").await?;
+    let (a, b) = (&stage.clusters.a, &stage.clusters.b);
+    let (small, large) = (SIZE - 60 * MIB + 4096, SIZE + 16 * MIB);
+    let cases = [
+        ("grown", small, large, true),
+        ("shrunk", large, small, true),
+        ("shrunk-alive", large, small, false),
+    ];
+    for (name, from, to, killed) in cases {
+        let spec = stage.spec(name);
+        a.create_image(&spec, from, &[]).await?;
+        a.apply(&spec, Extents::default().fill(0, from, 1)).await?;
+        let mut daemon = stage.daemon(b).await?;
+        stage.enable(name).await?;
+        stage.first_copy(name).await?;
+        let before = newest_arrived(b, &spec).await?;
+        a.resize(&spec, to).await?;
+        a.apply(&spec, Extents::default().fill(0, to, 2)).await?;
+        a.mirror_snapshot(&spec).await?;
+        if killed {
+            stage.kill_half_way(daemon, name).await?;
+        } else {
+            stage.stop_half_way(&mut daemon, name).await?;
+            daemon.kill(Signal::SIGCONT);
+        }
+        b.rbd(&["mirror", "image", "promote", "--force", &spec]).await?;
+        let promoted = promoted_from(&stage, &spec, before).await.with_context(|| name.to_string())?;
+        if killed {
+            ensure!(promoted == before, "{name}: promoted from {promoted}, not from {before}");
+        }
+        b.rbd(&["object-map", "check", "--no-progress", &spec]).await?;
+        for cluster in [a, b] {
+            cluster.rbd(&["mirror", "image", "disable", &spec]).await?;
+        }
+    }
+    stage.strike().await
+}
