@@ -27,7 +27,7 @@ demo-down: ## End what the demo started and remove its folder
 
 test: deps ## Run all tests, on real clusters
 	$(CARGO) build --locked --workspace --all-targets
-	$(CARGO) test --locked --workspace --no-fail-fast
+	@CARGO="$(CARGO)" scripts/test
 
 check: deps ## Format, lints, documentation, licences of dependencies
 	$(CARGO) fmt --all -- --check
