@@ -99,11 +99,12 @@ async fn idle(ground: &Ground, results: &mut Results, kind: &Kind) -> Result<()>
     Ok(())
 }
 
-/// Waits until every image is followed.
+/// Waits until every image is followed. The summary tells what the sites say that the images are sent to, and those at the
+/// other end are sent to nobody: it is asked for where they are primary.
 async fn wait_copied(ground: &Ground, kind: &Kind, images: usize) -> Result<()> {
     let started = Instant::now();
     loop {
-        let status = ground.b().rbd_json(&["mirror", "pool", "status", kind.pool]).await?;
+        let status = ground.a().rbd_json(&["mirror", "pool", "status", kind.pool]).await?;
         let replaying = status["summary"]["states"]["replaying"].as_u64().unwrap_or(0);
         if replaying as usize >= images {
             return Ok(());
