@@ -38,7 +38,8 @@ pub struct Settings {
 pub struct JournalSettings {
     /// `rbd_mirror_journal_commit_age`: how often the commit position is stored while entries are replayed.
     pub commit_age: Duration,
-    /// `rbd_mirror_journal_poll_age`: the longest pause before a journal is looked at again.
+    /// `rbd_mirror_journal_poll_age`: the pause between polls of a journal that has had no entry for a minute or two; they
+    /// grow longer the longer it has none.
     pub poll_age: Duration,
     /// `rbd_mirroring_replay_delay`: entries are replayed so long after they were written.
     pub replay_delay: Duration,

@@ -2,7 +2,7 @@
 //!
 //! Entries are announced to nobody, so they are polled for. After an entry the pauses grow from
 //! [`PollOptions::busy_min`] to [`PollOptions::busy_max`] and stay there for [`PollOptions::busy_for`]; after that they
-//! grow by a tenth each time, up to [`PollOptions::idle_max`]. A [`PollBudget`] that many tails share bounds what all of
+//! grow by a quarter each time, up to [`PollOptions::idle_max`]. A [`PollBudget`] that many tails share bounds what all of
 //! them ask for together.
 
 use std::hash::{BuildHasher, RandomState};
@@ -21,7 +21,7 @@ pub struct PollOptions {
     pub busy_max: Duration,
     /// So long after the last entry pauses stay short.
     pub busy_for: Duration,
-    /// The longest pause of all (`rbd_mirror_journal_poll_age`).
+    /// The longest pause of all.
     pub idle_max: Duration,
     /// What all tails of a daemon may ask for together.
     pub budget: Option<Arc<PollBudget>>,
@@ -33,7 +33,7 @@ impl Default for PollOptions {
             busy_min: Duration::from_millis(4),
             busy_max: Duration::from_millis(25),
             busy_for: Duration::from_secs(60),
-            idle_max: Duration::from_secs(5),
+            idle_max: Duration::from_secs(30),
             budget: None,
         }
     }
@@ -42,7 +42,7 @@ impl Default for PollOptions {
 /// Tails whose pauses are longer than this do not count as busy.
 const BUSY_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// A tail that never saw an entry begins with this part of the longest pause.
-const FIRST_PAUSE_PART: u32 = 8;
+const FIRST_PAUSE_PART: u32 = 6;
 
 /// Bounds the polls of many tails: each busy one waits for at least its share of the time.
 #[derive(Debug)]
@@ -99,7 +99,7 @@ impl Pace {
         self.pause = if busy {
             (self.pause * 3 / 2).min(self.options.busy_max)
         } else {
-            (self.pause * 11 / 10).min(self.options.idle_max)
+            (self.pause * 5 / 4).min(self.options.idle_max)
         };
         self.count(busy || self.pause <= BUSY_PAUSE_MAX);
         match &self.options.budget {
@@ -163,7 +163,7 @@ mod tests {
         }
         assert!(polls_while_busy > 2000, "{polls_while_busy}");
         assert!(pauses.is_sorted_by(|a, b| b.as_secs_f64() > a.as_secs_f64() * 0.79), "{pauses:?}");
-        assert!(passed < Duration::from_secs(180), "idle after {passed:?}");
+        assert!(passed < Duration::from_secs(240), "idle after {passed:?}");
         pace.arrived(now + passed);
         assert!(pace.pause(now + passed) < 2 * options.busy_min);
     }

@@ -27,6 +27,10 @@ use super::tidy::tidied;
 use crate::image::bootstrap;
 use crate::report::ReplayState;
 
+/// The longest pause between polls of an idle journal, in poll ages. A primary commits what it has written within seconds,
+/// and of that the watch tells.
+const IDLE_POLL_AGES: u32 = 6;
+
 /// How often a replaying image's report is renewed while something goes on.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// For so long after the last entry the report is renewed: as long as rates are remembered.
@@ -146,7 +150,7 @@ impl Session<'_> {
 
     async fn open_tail(&self, start: TailStart) -> Result<Tail> {
         let poll = PollOptions {
-            idle_max: self.ctx.journal.poll_age,
+            idle_max: self.ctx.journal.poll_age * IDLE_POLL_AGES,
             budget: Some(self.ctx.shared.poll_budget.clone()),
             ..PollOptions::default()
         };
