@@ -24,7 +24,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options { cluster_name: "ceph".into(), images_in_flight: 128, objects_in_flight: 64 }
+        Options { cluster_name: "ceph".into(), images_in_flight: 256, objects_in_flight: 64 }
     }
 }
 
