@@ -123,7 +123,7 @@ fn image_status(pool_name: &str, global_image_id: &str, report: &Report) -> Valu
     json!({
         "name": format!("{pool_name}/{}", report.image_name),
         "global_image_id": global_image_id,
-        "state": report.state,
+        "state": report.state.to_string(),
         "description": report.description,
     })
 }

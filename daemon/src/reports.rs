@@ -1,12 +1,13 @@
 //! The reports of all images of one namespace: written by the image tasks, read by status publication, service daemon
 //! and admin socket.
 
+use rbd::mirroring::StatusState;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use crate::report::{ReplayState, Report};
+use crate::report::Report;
 
 /// Reports by global image id; a cheap handle.
 #[derive(Clone, Default)]
@@ -63,7 +64,7 @@ impl Reports {
             match &silence {
                 Some(why) if follows(report.state) => {
                     let image_name = report.image_name.clone();
-                    visit(id, &Report { image_name, ..Report::new(ReplayState::Error, why) });
+                    visit(id, &Report { image_name, ..Report::new(StatusState::Error, why) });
                 }
                 _ => visit(id, &report),
             }
@@ -82,8 +83,8 @@ impl Reports {
         self.visit(|_, report| {
             counts.assigned += 1;
             match report.state {
-                ReplayState::Error => counts.error += 1,
-                ReplayState::Unknown => counts.warning += 1,
+                StatusState::Error => counts.error += 1,
+                StatusState::Unknown => counts.warning += 1,
                 _ => {}
             }
         });
@@ -96,10 +97,10 @@ impl Reports {
 }
 
 /// True for states in which an image depends on the remote cluster.
-fn follows(state: ReplayState) -> bool {
+fn follows(state: StatusState) -> bool {
     matches!(
         state,
-        ReplayState::Replaying | ReplayState::Syncing | ReplayState::StartingReplay | ReplayState::Unknown
+        StatusState::Replaying | StatusState::Syncing | StatusState::StartingReplay | StatusState::Unknown
     )
 }
 
@@ -112,7 +113,7 @@ mod tests {
         let reports = Reports::default();
         let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
         let sender = reports.open(&a, Report::default());
-        let failed = reports.open(&b, Report::new(ReplayState::Error, "split-brain"));
+        let failed = reports.open(&b, Report::new(StatusState::Error, "split-brain"));
         sender.send_modify(|report| report.image_name = "disk".into());
         assert_eq!(reports.by_name("disk"), Some(a));
         assert_eq!(reports.counts(), Counts { assigned: 2, warning: 0, error: 1 });
@@ -122,14 +123,14 @@ mod tests {
             reports.visit(|_, report| states.push((report.state, report.description.clone())));
             states
         };
-        sender.send_modify(|report| report.state = ReplayState::Replaying);
+        sender.send_modify(|report| report.state = StatusState::Replaying);
         reports.set_silence(Some("no answer".into()));
-        let silent = (ReplayState::Error, "no answer".to_string());
-        assert_eq!(states(), [silent, (ReplayState::Error, "split-brain".to_string())]);
+        let silent = (StatusState::Error, "no answer".to_string());
+        assert_eq!(states(), [silent, (StatusState::Error, "split-brain".to_string())]);
         reports.set_silence(None);
-        sender.send_modify(|report| report.state = ReplayState::Stopped);
+        sender.send_modify(|report| report.state = StatusState::Stopped);
         reports.set_silence(Some("no answer".into()));
-        assert_eq!(states()[0].0, ReplayState::Stopped, "it does not depend on the remote cluster");
+        assert_eq!(states()[0].0, StatusState::Stopped, "it does not depend on the remote cluster");
 
         drop(failed);
         reports.close("b");

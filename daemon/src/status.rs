@@ -20,11 +20,11 @@ use std::time::Duration;
 
 use rados::encoding::Encoder;
 use rados::{ErrorClass, IoCtx, Result, WriteOp};
-use rbd::mirroring::{MIRRORING_OBJECT, SiteStatus, StatusState};
+use rbd::mirroring::{MIRRORING_OBJECT, SiteStatus};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::report::{ReplayState, Report};
+use crate::report::Report;
 use crate::reports::Reports;
 
 /// How often reports are looked at.
@@ -125,8 +125,7 @@ impl Publisher {
     }
 
     fn encode(&self, global_image_id: &str, report: &Report) -> bytes::Bytes {
-        let status =
-            SiteStatus::new(self.mirror_uuid.as_str(), state(report.state), report.description.as_str());
+        let status = SiteStatus::new(self.mirror_uuid.as_str(), report.state, report.description.as_str());
         Encoder::new().string(global_image_id).value(&status).finish()
     }
 }
@@ -142,32 +141,22 @@ fn is_due(published: Option<&(Report, Instant)>, report: &Report, now: Instant) 
         || (age >= PROGRESS_INTERVAL && before.description != report.description)
 }
 
-fn state(state: ReplayState) -> StatusState {
-    match state {
-        ReplayState::Unknown => StatusState::Unknown,
-        ReplayState::Error => StatusState::Error,
-        ReplayState::Syncing => StatusState::Syncing,
-        ReplayState::StartingReplay => StatusState::StartingReplay,
-        ReplayState::Replaying => StatusState::Replaying,
-        ReplayState::StoppingReplay => StatusState::StoppingReplay,
-        ReplayState::Stopped => StatusState::Stopped,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use rbd::mirroring::StatusState;
+
     use super::*;
 
     #[test]
     fn states_go_at_once_progress_waits_and_all_is_refreshed() {
         let now = Instant::now();
         let report = |state, description: &str| Report::new(state, description);
-        let before = (report(ReplayState::Replaying, "a"), now);
+        let before = (report(StatusState::Replaying, "a"), now);
         let due = |report: &Report, after: Duration| is_due(Some(&before), report, now + after);
         assert!(is_due(None, &before.0, now));
-        assert!(due(&report(ReplayState::Error, "a"), Duration::ZERO));
-        assert!(!due(&report(ReplayState::Replaying, "b"), PROGRESS_INTERVAL / 2));
-        assert!(due(&report(ReplayState::Replaying, "b"), PROGRESS_INTERVAL));
+        assert!(due(&report(StatusState::Error, "a"), Duration::ZERO));
+        assert!(!due(&report(StatusState::Replaying, "b"), PROGRESS_INTERVAL / 2));
+        assert!(due(&report(StatusState::Replaying, "b"), PROGRESS_INTERVAL));
         assert!(!due(&before.0, REFRESH_INTERVAL / 2));
         assert!(due(&before.0, REFRESH_INTERVAL));
     }

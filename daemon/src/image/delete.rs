@@ -9,13 +9,13 @@ use journal::image_journal::ImageJournal;
 use rados::Result;
 use rados::error::ResultExt;
 use rbd::image::OpenImage;
-use rbd::mirroring::{MirrorImageMode, MirrorImageState, Mirroring};
+use rbd::mirroring::{MirrorImageMode, MirrorImageState, Mirroring, StatusState};
 use rbd::remove::{RemoveOptions, remove_from_trash_with};
 use rbd::trash::{self, TrashSource};
 
 use super::bootstrap::{self, Record};
 use super::{Attempt, ImageContext, LOOK_INTERVAL};
-use crate::report::{ReplayState, Report};
+use crate::report::Report;
 
 /// The remote image is gone, or no longer mirrored. Removes the local one, if `is_copy` says that it is a copy of it, and
 /// of nothing else. Taken back from the trash, a journalled image has a history of its own.
@@ -32,11 +32,11 @@ pub(super) async fn follow_removal(
     let name = image.image.name();
     if !is_copy {
         let what = "remote image no longer exists, and the local one is not a copy of it";
-        ctx.publish(Report::new(ReplayState::Stopped, what), name);
+        ctx.publish(Report::new(StatusState::Stopped, what), name);
         return Ok(Attempt::Again(LOOK_INTERVAL));
     }
     tracing::info!(image = %ctx.global_image_id, "the remote image is gone: removing its copy '{name}'");
-    ctx.publish(Report::new(ReplayState::StoppingReplay, "remote image no longer exists"), name);
+    ctx.publish(Report::new(StatusState::StoppingReplay, "remote image no longer exists"), name);
     remove_copy(ctx, record, &image).await?;
     Ok(Attempt::Over)
 }

@@ -18,13 +18,13 @@ use deep_copy::budget::Budget;
 use deep_copy::ids::SnapIds;
 use journal::tail::PollBudget;
 use rados::{ErrorClass, IoCtx, PoolId, Result};
-use rbd::mirroring::{MirrorImageMode, MirrorImageState};
+use rbd::mirroring::{MirrorImageMode, MirrorImageState, StatusState};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::bootstrap::Record;
 use self::journal_mode::ResyncWish;
-use crate::report::{ReplayState, Report};
+use crate::report::Report;
 use crate::retry::Backoff;
 use crate::settings::JournalSettings;
 
@@ -151,7 +151,7 @@ pub async fn run(ctx: ImageContext) -> Outcome {
             Err(error) => {
                 tracing::warn!(image = %ctx.global_image_id, "{error}");
                 let name = ctx.report.borrow().image_name.clone();
-                ctx.publish(Report::new(ReplayState::Error, error.to_string()), &name);
+                ctx.publish(Report::new(StatusState::Error, error.to_string()), &name);
                 if began.elapsed() > RETRY_PAUSES.1 {
                     backoff.reset();
                 }
@@ -201,7 +201,7 @@ async fn attempt(ctx: &ImageContext) -> Result<Attempt> {
         Some(MirrorImageMode::Snapshot) => Box::pin(snapshot_mode::attempt(ctx, local)).await,
         Some(MirrorImageMode::Unknown(mode)) => {
             let what = format!("this image is mirrored in a mode that this version does not know ({mode})");
-            ctx.publish(Report::new(ReplayState::Error, what), "");
+            ctx.publish(Report::new(StatusState::Error, what), "");
             Ok(Attempt::Again(LOOK_INTERVAL))
         }
     }
@@ -215,6 +215,6 @@ fn modes_differ(ctx: &ImageContext, remote: &Option<Record>, mode: MirrorImageMo
     let what = format!(
         "split-brain detected: the remote image is mirrored in {other} mode, this one in {mode} mode"
     );
-    ctx.publish(Report::new(ReplayState::Error, what), "");
+    ctx.publish(Report::new(StatusState::Error, what), "");
     true
 }

@@ -1,5 +1,6 @@
 //! An image that is primary here: nothing is copied, and its header is watched for the end of that.
 
+use rbd::mirroring::StatusState;
 use std::time::Duration;
 
 use rados::Result;
@@ -8,7 +9,7 @@ use rbd::watch_notify::{HeaderEvent, HeaderWatch};
 
 use super::bootstrap::{self, Role};
 use super::{Attempt, ImageContext};
-use crate::report::{ReplayState, Report};
+use crate::report::Report;
 
 /// How long the cluster remembers a silent watcher: librbd's value.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(30);
@@ -18,7 +19,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(300);
 /// Waits until the image is no longer primary.
 pub(super) async fn watch(ctx: &ImageContext, image: &OpenImage) -> Result<Attempt> {
     let mut watch = HeaderWatch::new(&ctx.local, image.image.id(), WATCH_TIMEOUT).await?;
-    ctx.publish(Report::new(ReplayState::Stopped, "local image is primary"), image.image.name());
+    ctx.publish(Report::new(StatusState::Stopped, "local image is primary"), image.image.name());
     let attempt = loop {
         let header = image.image.read_header().await?;
         if bootstrap::role(&header, &ctx.remote_mirror_uuid) != Role::Primary {

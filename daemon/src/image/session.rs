@@ -18,7 +18,7 @@ use rbd::exclusive_lock::{ExclusiveLock, LockOptions, LockReport, LockState};
 use rbd::header_update::HeaderUpdate;
 use rbd::image::OpenImage;
 use rbd::image_state::{read_image_state, resync_key};
-use rbd::mirroring::Mirroring;
+use rbd::mirroring::{Mirroring, StatusState};
 use rbd::watch_notify::notify_header_update;
 use rbd::{Features, MirrorSnapshotState, Snapshot, SnapshotNamespace};
 use snapshot::begin::{Identity, read_marker};
@@ -30,7 +30,7 @@ use tokio::task::{JoinError, JoinHandle};
 use super::ImageContext;
 use super::remote_watch::RemoteWatch;
 use super::status::Progress;
-use crate::report::{ReplayState, Report};
+use crate::report::Report;
 
 /// How long the clusters remember a silent watcher: librbd's value.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(30);
@@ -79,7 +79,7 @@ impl<'a> Session<'a> {
         remote: OpenImage,
     ) -> Result<Option<Self>> {
         if is_orphan(&local) {
-            ctx.publish(Report::new(ReplayState::Stopped, "orphan (force promoting)"), local.image.name());
+            ctx.publish(Report::new(StatusState::Stopped, "orphan (force promoting)"), local.image.name());
             return Ok(None);
         }
         let options = LockOptions {
@@ -157,7 +157,7 @@ impl<'a> Session<'a> {
                     continue;
                 }
                 Plan::Stop(Stop::Orphan) => {
-                    self.say(ReplayState::Stopped, "orphan (force promoting)");
+                    self.say(StatusState::Stopped, "orphan (force promoting)");
                     return Ok(End::Again(PROMOTION_CHECK_INTERVAL));
                 }
                 Plan::Stop(Stop::LocalPrimary) => return Ok(End::Again(Duration::ZERO)),
@@ -314,13 +314,13 @@ impl<'a> Session<'a> {
         Ok(None)
     }
 
-    pub(super) fn say(&self, state: ReplayState, description: &str) {
+    pub(super) fn say(&self, state: StatusState, description: &str) {
         self.ctx.publish(Report::new(state, description), self.local.image.name());
     }
 
     pub(super) fn say_replaying(&mut self) {
         let description = self.progress.describe(Instant::now());
-        self.say(ReplayState::Replaying, &description);
+        self.say(StatusState::Replaying, &description);
     }
 
     /// True when the local image was primary until its newest mirror-snapshot.
@@ -364,20 +364,20 @@ fn is_orphan(image: &OpenImage) -> bool {
     newest.is_some_and(|mirror| mirror.is_orphan())
 }
 
-fn describe(stop: &Stop) -> (ReplayState, String) {
+fn describe(stop: &Stop) -> (StatusState, String) {
     match stop {
-        Stop::LocalPrimary => (ReplayState::Stopped, "local image is primary".into()),
-        Stop::Orphan => (ReplayState::Stopped, "orphan (force promoting)".into()),
+        Stop::LocalPrimary => (StatusState::Stopped, "local image is primary".into()),
+        Stop::Orphan => (StatusState::Stopped, "orphan (force promoting)".into()),
         Stop::UnknownPeer(uuid) => (
-            ReplayState::Error,
+            StatusState::Error,
             format!("local image linked to unknown peer: its primary is in the pool {uuid}"),
         ),
         Stop::SplitBrain(why) => (
-            ReplayState::Error,
+            StatusState::Error,
             format!(
                 "split-brain detected: {why}; demote this image and run 'rbd mirror image resync' to follow the remote one"
             ),
         ),
-        Stop::RemoteNotPrimary => (ReplayState::Unknown, "remote image is not primary".into()),
+        Stop::RemoteNotPrimary => (StatusState::Unknown, "remote image is not primary".into()),
     }
 }

@@ -5,12 +5,12 @@ use std::time::Duration;
 use rados::{Result, SnapId};
 use rbd::Snapshot;
 use rbd::image::OpenImage;
-use rbd::mirroring::MirrorImageMode;
+use rbd::mirroring::{MirrorImageMode, StatusState};
 
 use super::bootstrap::{self, Made, Record, Role, Wanted};
 use super::session::{End, Session};
 use super::{Attempt, ImageContext, LOOK_INTERVAL, PARENT_INTERVAL, delete, modes_differ, primary};
-use crate::report::{ReplayState, Report};
+use crate::report::Report;
 
 /// How often the first mirror-snapshot is looked for, and how many times.
 const FIRST_SNAPSHOT_INTERVAL: Duration = Duration::from_millis(100);
@@ -37,7 +37,7 @@ pub(super) async fn attempt(ctx: &ImageContext, local: Option<Record>) -> Result
         }
         (local, opened, Some(remote)) => {
             let Some(remote) = bootstrap::open(&ctx.remote, &remote.id).await? else {
-                ctx.publish(Report::new(ReplayState::Unknown, "remote image is being removed"), "");
+                ctx.publish(Report::new(StatusState::Unknown, "remote image is being removed"), "");
                 return Ok(Attempt::Again(LOOK_INTERVAL));
             };
             let opened = match opened {
@@ -69,13 +69,13 @@ async fn create(
         bootstrap::forget(ctx, &record).await?;
     }
     let Some(newest) = await_first_snapshot(ctx, remote).await? else { return Ok(Err(LOOK_INTERVAL)) };
-    ctx.publish(Report::new(ReplayState::StartingReplay, "creating the local image"), remote.image.name());
+    ctx.publish(Report::new(StatusState::StartingReplay, "creating the local image"), remote.image.name());
     let wanted = Wanted { mode: MirrorImageMode::Snapshot, at: newest };
     match bootstrap::create_local(ctx, remote, wanted, async |_| Ok(())).await? {
         Made::Image(id) => Ok(bootstrap::open(&ctx.local, &id).await?.ok_or(Duration::ZERO)),
         Made::AwaitsParent(why) => {
             let what = format!("waiting for the copy of the parent: {why}");
-            ctx.publish(Report::new(ReplayState::StartingReplay, what), remote.image.name());
+            ctx.publish(Report::new(StatusState::StartingReplay, what), remote.image.name());
             Ok(Err(PARENT_INTERVAL))
         }
     }
@@ -98,7 +98,7 @@ async fn await_first_snapshot(ctx: &ImageContext, remote: &OpenImage) -> Result<
             break;
         }
         ctx.publish(
-            Report::new(ReplayState::Unknown, "waiting for the first mirror-snapshot"),
+            Report::new(StatusState::Unknown, "waiting for the first mirror-snapshot"),
             remote.image.name(),
         );
         tokio::select! {
@@ -107,6 +107,6 @@ async fn await_first_snapshot(ctx: &ImageContext, remote: &OpenImage) -> Result<
         }
         header = remote.image.read_header().await?;
     }
-    ctx.publish(Report::new(ReplayState::Unknown, "remote image is not primary"), remote.image.name());
+    ctx.publish(Report::new(StatusState::Unknown, "remote image is not primary"), remote.image.name());
     Ok(None)
 }

@@ -1,5 +1,6 @@
 //! The image tasks of a namespace: started, ended, and started again.
 
+use rbd::mirroring::StatusState;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::NamespaceContext;
 use crate::control::{ImageKey, Orders};
 use crate::image::{self, ImageContext, Outcome};
-use crate::report::{ReplayState, Report};
+use crate::report::Report;
 use crate::retry::Backoff;
 
 /// The shortest pause before a task that ended by itself is started again.
@@ -154,7 +155,7 @@ impl Images {
         }
         if let Err(e) = &outcome {
             tracing::error!("the task of image {id} broke: {e}; this is a bug, please report it");
-            self.reopen(&id, ReplayState::Error, "internal error; see the daemon's log");
+            self.reopen(&id, StatusState::Error, "internal error; see the daemon's log");
         }
         let key = self.key(&id);
         if self.is_stopped(&key) {
@@ -188,8 +189,8 @@ impl Images {
             }
         }
         for (id, report) in self.ctx.reports.current() {
-            if report.state != ReplayState::Error {
-                self.reopen(&id, ReplayState::Stopped, "stopped");
+            if report.state != StatusState::Error {
+                self.reopen(&id, StatusState::Stopped, "stopped");
             }
         }
     }
@@ -231,11 +232,11 @@ impl Images {
         if let Some(image) = self.images.get_mut(id) {
             image.phase = Phase::Stopped;
         }
-        self.reopen(id, ReplayState::Stopped, "stopped");
+        self.reopen(id, StatusState::Stopped, "stopped");
     }
 
     /// Reports on behalf of an image that has no task.
-    fn reopen(&self, id: &Arc<str>, state: ReplayState, description: &str) {
+    fn reopen(&self, id: &Arc<str>, state: StatusState, description: &str) {
         let image_name = self.ctx.reports.get(id).map(|last| last.image_name).unwrap_or_default();
         self.ctx.reports.open(id, Report { image_name, ..Report::new(state, description) });
     }

@@ -6,6 +6,7 @@
 //!
 //! Status, in Ceph's words: `bootstrapping, IMAGE_SYNC/COPY_IMAGE 37%`.
 
+use rbd::mirroring::StatusState;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +30,6 @@ use super::replay::{Until, tail_error};
 use super::session::{End, Session, is_there, lost};
 use super::{first_tag, register_anew, yet_to_be_copied};
 use crate::image::bootstrap;
-use crate::report::ReplayState;
 
 /// How often progress is published while data is copied.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
@@ -94,7 +94,7 @@ impl Session<'_> {
         if let Some(done) = noted.as_ref().filter(|marker| marker.copied && marker.is_of(&peer)) {
             return self.replay_from(done.clone()).await;
         }
-        self.say(ReplayState::Syncing, "bootstrapping, IMAGE_SYNC/CREATE_SYNC_POINT");
+        self.say(StatusState::Syncing, "bootstrapping, IMAGE_SYNC/CREATE_SYNC_POINT");
         // What was replayed before says nothing about what is going to be copied.
         replay::clear_marker(&self.local.image.image).await?;
         self.remote.image.refresh().await?;
@@ -246,7 +246,7 @@ impl Session<'_> {
                 _ = ticks.tick() => {
                     let now = *published.borrow_and_update();
                     let percent = (100 * now.objects_done).checked_div(now.objects_total).unwrap_or(0);
-                    self.say(ReplayState::Syncing, &format!("bootstrapping, IMAGE_SYNC/COPY_IMAGE {percent}%"));
+                    self.say(StatusState::Syncing, &format!("bootstrapping, IMAGE_SYNC/COPY_IMAGE {percent}%"));
                     None
                 }
             };

@@ -24,11 +24,11 @@ use rados::error::ResultExt;
 use rados::{Error, Result, SnapId};
 use rbd::ImageId;
 use rbd::image::OpenImage;
-use rbd::mirroring::{MirrorImageMode, MirrorImageState};
+use rbd::mirroring::{MirrorImageMode, MirrorImageState, StatusState};
 
 use super::bootstrap::{self, Made, Record, Wanted};
 use super::{Attempt, ImageContext, LOOK_INTERVAL, PARENT_INTERVAL, delete, modes_differ};
-use crate::report::{ReplayState, Report};
+use crate::report::Report;
 use session::{End, Session};
 pub(super) use wish::ResyncWish;
 
@@ -83,12 +83,12 @@ pub(super) async fn attempt(ctx: &ImageContext, local: Option<Record>) -> Result
         }
         (Some(record), _, Some(_)) if record.mirror.state == MirrorImageState::Disabling => {
             let what = "image in transient state: mirroring of the local image is being disabled";
-            ctx.publish(Report::new(ReplayState::Unknown, what), "");
+            ctx.publish(Report::new(StatusState::Unknown, what), "");
             Ok(Attempt::Again(LOOK_INTERVAL))
         }
         (local, opened, Some(remote)) => {
             let Some(remote) = Journalled::open(&ctx.remote, &remote.id).await? else {
-                ctx.publish(Report::new(ReplayState::Unknown, "remote image is being removed"), "");
+                ctx.publish(Report::new(StatusState::Unknown, "remote image is being removed"), "");
                 return Ok(Attempt::Again(LOOK_INTERVAL));
             };
             let opened = match opened {
@@ -122,10 +122,10 @@ async fn create(
     }
     let name = remote.image.image.name();
     if remote.journal.owner() != Owner::Primary {
-        ctx.publish(Report::new(ReplayState::Unknown, "remote image is not primary"), name);
+        ctx.publish(Report::new(StatusState::Unknown, "remote image is not primary"), name);
         return Ok(Err(LOOK_INTERVAL));
     }
-    ctx.publish(Report::new(ReplayState::StartingReplay, "creating the local image"), name);
+    ctx.publish(Report::new(StatusState::StartingReplay, "creating the local image"), name);
     let wanted = Wanted { mode: MirrorImageMode::Journal, at: SnapId::HEAD };
     let register = async |id: &ImageId| register_anew(ctx, &remote.journal.journal, id).await;
     match bootstrap::create_local(ctx, &remote.image, wanted, register).await? {
@@ -137,7 +137,7 @@ async fn create(
         }
         Made::AwaitsParent(why) => {
             let what = format!("waiting for the copy of the parent: {why}");
-            ctx.publish(Report::new(ReplayState::StartingReplay, what), name);
+            ctx.publish(Report::new(StatusState::StartingReplay, what), name);
             Ok(Err(PARENT_INTERVAL))
         }
     }

@@ -12,11 +12,11 @@ use journal::types::{ClientData, MirrorPeer, MirrorPeerState};
 use journal::watch::JournalEvent;
 use rados::Result;
 use rados::error::ResultExt;
-use rbd::mirroring::MirrorImageMode;
+use rbd::mirroring::{MirrorImageMode, StatusState};
 
 use super::{Journalled, yet_to_be_copied};
 use crate::image::{Attempt, ImageContext, bootstrap};
-use crate::report::{ReplayState, Report};
+use crate::report::Report;
 
 /// How often it is looked at although nobody announced a change.
 const CHECK_INTERVAL: Duration = Duration::from_secs(300);
@@ -25,7 +25,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(300);
 pub(super) async fn watch(ctx: &ImageContext, image: &Journalled) -> Result<Attempt> {
     let journal = &image.journal.journal;
     let mut watch = journal.watch().await?;
-    ctx.publish(Report::new(ReplayState::Stopped, "local image is primary"), image.image.image.name());
+    ctx.publish(Report::new(StatusState::Stopped, "local image is primary"), image.image.image.name());
     if let Err(error) = register_for_failback(ctx, image).await {
         tracing::warn!(image = %ctx.global_image_id, "cannot register with the remote journal: {error}");
     }

@@ -6,6 +6,7 @@
 //!
 //! Reference: `src/tools/rbd_mirror/image_replayer/journal/Replayer.cc`.
 
+use rbd::mirroring::StatusState;
 use std::time::{Duration, Instant};
 
 use journal::bootstrap::Owner;
@@ -25,7 +26,6 @@ use super::session::{End, Session, is_there, lost};
 use super::status::Progress;
 use super::tidy::tidied;
 use crate::image::bootstrap;
-use crate::report::ReplayState;
 
 /// The longest pause between polls of an idle journal, in poll ages. A primary commits what it has written within seconds,
 /// and of that the watch tells.
@@ -294,7 +294,7 @@ impl Session<'_> {
     async fn own_journal_changed(&mut self) -> Result<Option<Ended>> {
         self.local.journal.refresh().await?;
         if self.local.journal.owner() == Owner::Primary {
-            self.say(ReplayState::Stopped, "force promoted");
+            self.say(StatusState::Stopped, "force promoted");
             return Ok(Some(OPEN_ANEW));
         }
         Ok(self.local.journal.resync_requested.then_some(Ended::Changed))
@@ -321,7 +321,7 @@ impl Session<'_> {
 
     fn say_replaying(&self, progress: &mut Progress, commits: &Commits) {
         progress.copy = commits.safe();
-        self.say(ReplayState::Replaying, &progress.describe(Instant::now()));
+        self.say(StatusState::Replaying, &progress.describe(Instant::now()));
     }
 }
 

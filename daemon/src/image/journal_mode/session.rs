@@ -7,6 +7,7 @@
 //! Reference: `OpenLocalImageRequest.cc` (`MirrorExclusiveLockPolicy`), `journal/Replayer.cc` in
 //! `src/tools/rbd_mirror/image_replayer/`.
 
+use rbd::mirroring::StatusState;
 use std::time::Duration;
 
 use futures::try_join;
@@ -26,7 +27,7 @@ use tokio::task::JoinHandle;
 
 use super::{Journalled, yet_to_be_copied};
 use crate::image::{ImageContext, bootstrap};
-use crate::report::{ReplayState, Report};
+use crate::report::Report;
 
 /// How long the local cluster remembers a silent watcher: librbd's value.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(30);
@@ -269,7 +270,7 @@ impl<'a> Session<'a> {
     /// Takes the exclusive lock, however long its owner takes to give it up. Answers with how to end the session, if so.
     async fn acquire(&mut self) -> Result<Option<End>> {
         let ctx = self.ctx;
-        self.say(ReplayState::StartingReplay, "starting replay");
+        self.say(StatusState::StartingReplay, "starting replay");
         let acquired = self.lock.acquire();
         tokio::pin!(acquired);
         loop {
@@ -312,7 +313,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    pub(super) fn say(&self, state: ReplayState, description: &str) {
+    pub(super) fn say(&self, state: StatusState, description: &str) {
         self.ctx.publish(Report::new(state, description), self.local.image.image.name());
     }
 
@@ -375,24 +376,24 @@ pub(super) fn lost(state: &LockState) -> Result<bool> {
     }
 }
 
-fn describe(stop: &Stop) -> (ReplayState, String) {
+fn describe(stop: &Stop) -> (StatusState, String) {
     match stop {
-        Stop::LocalPrimary => (ReplayState::Stopped, "local image is primary".into()),
-        Stop::RemoteNotPrimary => (ReplayState::Unknown, "remote image is not primary".into()),
+        Stop::LocalPrimary => (StatusState::Stopped, "local image is primary".into()),
+        Stop::RemoteNotPrimary => (StatusState::Unknown, "remote image is not primary".into()),
         Stop::Disconnected => (
-            ReplayState::Error,
+            StatusState::Error,
             "disconnected: this site was away for too long, and the remote journal may have been trimmed; run 'rbd \
              mirror image resync'"
                 .into(),
         ),
         Stop::SplitBrain(why) => (
-            ReplayState::Error,
+            StatusState::Error,
             format!(
                 "split-brain detected: {why}; demote this image and run 'rbd mirror image resync' to follow the remote one"
             ),
         ),
         Stop::StrangeClient => (
-            ReplayState::Error,
+            StatusState::Error,
             "error retrieving remote journal client: it was not registered by a mirror".into(),
         ),
     }
