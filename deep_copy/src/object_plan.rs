@@ -185,24 +185,37 @@ impl WriteFrame<'_> {
         let op = op.with(WriteSub::Create { exclusive: false }).with(hint);
         match pieces.as_slice() {
             [(0, data)] if data.len() as u64 == size => op.with(WriteSub::WriteFull(pieces.remove(0).1)),
-            _ => with_writes(op.with(WriteSub::Truncate(0)).with(WriteSub::Truncate(size)), pieces),
+            _ => with_size(op.with(WriteSub::Truncate(0)), size, pieces),
         }
     }
 }
 
-/// An OSD turns a zero that reaches the end of the object into a truncate: then the size is set once more. It must not
-/// be sent one without a byte, on which it aborts; a [`RangeSet`] has none.
+/// What is asked for and not written becomes zero: a run of zeros up to the end by cutting the object, which is what an OSD
+/// would make of it. It must not be sent a zero without a byte, on which it aborts; a [`RangeSet`] has none.
 fn update(op: WriteOp, size: u64, reads: &[(Extent, ReadAnswer)], pieces: Vec<(u64, Bytes)>) -> WriteOp {
     let asked: Vec<Extent> = reads.iter().map(|(extent, _)| *extent).collect();
     let written: Vec<Extent> =
         pieces.iter().map(|(offset, data)| Extent::new(*offset, data.len() as u64)).collect();
     let asked = RangeSet::from_extents(&asked).intersection(&RangeSet::below(size));
     let zeros = asked.without(&RangeSet::from_extents(&written));
-    let op = op.with(WriteSub::Create { exclusive: false }).with(WriteSub::Truncate(size));
-    let op = zeros.extents().fold(op, |op, extent| op.with(WriteSub::Zero(extent)));
-    let cut = zeros.extents().last().is_some_and(|last| last.end() == size);
-    let op = if cut { op.with(WriteSub::Truncate(size)) } else { op };
-    with_writes(op, pieces)
+    let cut = zeros.extents().last().filter(|last| last.end() == size).map_or(size, |last| last.offset);
+    let op = op.with(WriteSub::Create { exclusive: false }).with(WriteSub::Truncate(cut));
+    let inside = zeros.extents().filter(|zero| zero.offset < cut);
+    let op = inside.fold(op, |op, zero| op.with(WriteSub::Zero(zero)));
+    if cut < size { with_size(op, size, pieces) } else { with_writes(op, pieces) }
+}
+
+/// The writes, which leave an object that was cut with `size` bytes. To grow to its size it is given its last byte: a truncate behind one to nothing aborts an OSD of an erasure-coded pool (`src/osd/ECTransaction.cc`, 16.2.15).
+fn with_size(op: WriteOp, size: u64, pieces: Vec<(u64, Bytes)>) -> WriteOp {
+    static ZERO: [u8; 1] = [0];
+    let end = pieces.iter().map(|(offset, data)| offset + data.len() as u64).max();
+    let op = with_writes(op, pieces);
+    match size.checked_sub(1) {
+        Some(offset) if end != Some(size) => {
+            op.with(WriteSub::Write { offset, data: Bytes::from_static(&ZERO) })
+        }
+        _ => op,
+    }
 }
 
 fn with_writes(op: WriteOp, pieces: Vec<(u64, Bytes)>) -> WriteOp {

@@ -162,10 +162,18 @@ impl SimObject {
         let snaps: Vec<SnapId> = context.snaps.iter().filter(|s| !removed.contains(s)).copied().collect();
         let newer: Vec<SnapId> = snaps.iter().filter(|s| s.0 > self.seq).copied().collect();
         let mut new = self.clone();
-        let mut run = Run { head: new.head.clone(), seq: self.seq, modified: Vec::new(), touched: false };
+        let mut run = Run {
+            head: new.head.clone(),
+            seq: self.seq,
+            modified: Vec::new(),
+            touched: false,
+            truncated: None,
+        };
         for sub in subs {
             run.apply(sub)?;
         }
+        let aborts = run.truncated.is_some_and(|(least, last)| self.head.is_some() && least == 0 && last > 0);
+        assert!(!aborts, "an OSD of an erasure-coded pool aborts on {subs:?}");
         if !run.touched {
             return Ok(());
         }
@@ -196,6 +204,8 @@ struct Run {
     seq: u64,
     modified: Vec<Extent>,
     touched: bool,
+    /// The shortest size that it was truncated to, and the last one since.
+    truncated: Option<(u64, u64)>,
 }
 
 impl Run {
@@ -232,6 +242,8 @@ impl Run {
             }
             WriteSub::Truncate(size) => {
                 let Some(head) = &mut self.head else { return Ok(()) };
+                let least = self.truncated.map_or(*size, |(least, _)| least.min(*size));
+                self.truncated = Some((least, *size));
                 let old = head.data.len() as u64;
                 self.modified.push(Extent::new(*size, old.saturating_sub(*size)));
                 head.resize(*size);

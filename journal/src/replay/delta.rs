@@ -213,18 +213,18 @@ impl ObjectChange {
 
     /// The parts of the operation, for an object that keeps existing. Zeros that reach the end of the object cut it.
     ///
-    /// No zero is empty (an OSD aborts on one). An OSD makes a zero that reaches the object's present end a truncate,
-    /// which is the same for all who read.
+    /// No zero is empty (an OSD aborts on one). An OSD makes a zero that reaches the object's present end a truncate, which
+    /// is the same for all who read. A truncate behind one to nothing aborts an OSD of an erasure-coded pool, so the end is
+    /// cut first, and from what is emptied nothing is cut.
     pub fn subs(self, object_size: u64) -> Vec<WriteSub> {
         let mut subs = Vec::with_capacity(1 + self.zeros.len() + self.writes.len());
         if self.emptied {
             subs.push(WriteSub::Truncate(0));
-        }
-        for zero in self.zeros {
-            subs.push(match zero.end() >= object_size {
-                true => WriteSub::Truncate(zero.offset),
-                false => WriteSub::Zero(zero),
-            });
+        } else {
+            let (end, inside): (Vec<_>, Vec<_>) =
+                self.zeros.into_iter().partition(|zero| zero.end() >= object_size);
+            subs.extend(end.into_iter().map(|zero| WriteSub::Truncate(zero.offset)));
+            subs.extend(inside.into_iter().map(WriteSub::Zero));
         }
         subs.extend(self.writes.into_iter().map(|(offset, data)| WriteSub::Write { offset, data }));
         subs
@@ -255,18 +255,30 @@ mod tests {
         ]
     }
 
-    /// What an OSD does to an object's bytes; they are zero behind its end.
-    fn apply(bytes: &mut [u8], subs: Vec<WriteSub>) {
+    /// What an OSD does to an object of `size` bytes; they are zero behind its end.
+    fn apply(bytes: &mut [u8], size: &mut u64, subs: Vec<WriteSub>) {
+        let mut emptied = false;
+        let mut truncate = |bytes: &mut [u8], size: &mut u64, to: u64| {
+            assert!(!(emptied && to > 0), "an OSD of an erasure-coded pool aborts on it");
+            emptied |= to == 0;
+            bytes[to as usize..].fill(0);
+            *size = to;
+        };
         for sub in subs {
             match sub {
                 WriteSub::Write { offset, data } => {
                     bytes[offset as usize..offset as usize + data.len()].copy_from_slice(&data);
+                    *size = (*size).max(offset + data.len() as u64);
                 }
                 WriteSub::Zero(zero) => {
                     assert!(!zero.is_empty());
-                    bytes[zero.offset as usize..zero.end() as usize].fill(0);
+                    match zero.end() >= *size {
+                        true if zero.offset < *size => truncate(bytes, size, zero.offset),
+                        true => {}
+                        false => bytes[zero.offset as usize..zero.end() as usize].fill(0),
+                    }
                 }
-                WriteSub::Truncate(size) => bytes[size as usize..].fill(0),
+                WriteSub::Truncate(to) => truncate(bytes, size, to),
                 other => panic!("{other:?}"),
             }
         }
@@ -276,9 +288,11 @@ mod tests {
         #[test]
         fn the_last_word_on_each_byte_counts(
             changes in prop::collection::vec((change(), any::<bool>()), 1..12),
+            size in 0..=OBJECT,
         ) {
             let mut naive = vec![255u8; OBJECT as usize];
-            let mut real = naive.clone();
+            naive[size as usize..].fill(0);
+            let (mut real, mut size) = (naive.clone(), size);
             let mut delta = ObjectDelta::default();
             for (change, take) in changes {
                 match change {
@@ -305,12 +319,12 @@ mod tests {
                     let touched: u64 = change.zeros.iter().map(|z| z.length).sum::<u64>() + change.bytes();
                     prop_assert_eq!(change.replaces(OBJECT), change.emptied || touched == OBJECT);
                     let before = real.clone();
-                    apply(&mut real, change.subs(OBJECT));
+                    apply(&mut real, &mut size, change.subs(OBJECT));
                     prop_assert!(!nothing || before == real);
                     prop_assert_eq!(&real, &naive);
                 }
             }
-            apply(&mut real, delta.take().subs(OBJECT));
+            apply(&mut real, &mut size, delta.take().subs(OBJECT));
             prop_assert_eq!(real, naive);
         }
     }

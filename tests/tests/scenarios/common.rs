@@ -16,7 +16,7 @@ use tokio::sync::{Mutex, MutexGuard, OnceCell};
 use crate::content;
 
 /// How long anything may take before a scenario gives up.
-pub const LIMIT: Duration = Duration::from_secs(90);
+pub const LIMIT: Duration = Duration::from_secs(180);
 pub const MIB: u64 = 1 << 20;
 
 /// What makes Ceph's daemon look around more often, in seconds.

@@ -48,6 +48,31 @@ async fn copies_in_an_erasure_coded_pool() -> Result<()> {
     b.rbd(&["mirror", "image", "resync", &spec]).await?;
     stage.sync("image").await?;
     assert_eq!(image_id(b, &spec).await?, id, "the copy was made anew");
+
+    journalled(&stage).await?;
     daemon.stop(LIMIT).await?;
     stage.strike_apart().await
+}
+
+/// An image mirrored by its journal. What changes an object is one operation, and on some an OSD of such a pool aborts.
+async fn journalled(stage: &Stage) -> Result<()> {
+    let a = &stage.clusters.a;
+    let (name, size) = ("journalled", 40 * MIB);
+    let spec = stage.spec(name);
+    stage.create_journalled(name, size, &["--data-pool", DATA_POOL]).await?;
+    a.apply(&spec, Extents::default().random(&scattered(1, 100, 0..size)).fill(32 * MIB, 5 << 10, 2)).await?;
+    stage.enable_journal(name).await?;
+    stage.state(&stage.clusters.b, name, "up+replaying").await?;
+    // Of an object of 5 KiB, the first ten and the last ones together.
+    let ends =
+        Extents::default().zeroes(32 * MIB, 10 << 10).zeroes((32 << 20) + (20 << 10), (4 << 20) - (20 << 10));
+    a.apply(&spec, ends).await?;
+    stage.replayed(name).await?;
+    for seed in 2..5 {
+        a.apply(&spec, Extents::default().random(&scattered(seed, 100, 0..size)).zeroes(seed * MIB, 5 * MIB))
+            .await?;
+        a.discard(&spec, (seed + 8) * MIB + 4096, 5 * MIB).await?;
+        a.snap_create(&format!("{spec}@user-{seed}")).await?;
+    }
+    stage.replayed(name).await
 }
