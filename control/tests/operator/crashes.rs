@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use control::{Options, Pool, Quiesce};
+use futures::future::join_all;
 use rados::error::ResultExt;
 use rados::fault::{Fault, FaultPlan, Faulty, Matcher};
 use rados::{Backend, Cluster, SnapId, WriteOp, WriteSub};
@@ -22,6 +23,8 @@ use crate::world::World;
 
 /// No action takes more requests.
 const REQUESTS_MAX: u64 = 300;
+/// Images on which an action is cut off at the same time.
+const CUTS_AT_ONCE: u64 = 8;
 const SIZE: u64 = 4 << 20;
 const ORDER: u8 = 20;
 
@@ -178,46 +181,67 @@ where
     action(pool.clone(), undisturbed.name.clone()).await?;
     let expected = (without_locks(picture(pool, &undisturbed.name).await?), undisturbed.content().await?);
     for fault in [Fault::CrashAfter, Fault::LoseAnswer(Some(libc::ETIMEDOUT))] {
-        let mut nth = 1;
-        loop {
-            ensure!(nth < REQUESTS_MAX, "the action does not end");
+        let cut = async |nth| -> Result<bool> {
             let case = prepare(Case::new(pool).await?).await.context("preparing")?;
-            let (backend, there) = faulty(pool, nth, fault.clone()).await?;
-            let before = backend.requests();
-            let runtime =
-                tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-            let running = runtime.spawn(action(there, case.name.clone()));
-            let first = tokio::select! {
-                ended = running => Some(ended?),
-                () = backend.crashed() => None,
-            };
-            let reached = backend.requests() - before >= nth;
-            drop(backend);
-            runtime.shutdown_background();
-            let (image, _) = case.image().await?;
-            let header = rbd::layout::header_object(image.id());
-            tests::wait::until("the watch to be gone", Duration::from_secs(40), || async {
-                Ok(pool.ioctx().list_watchers(&header).await?.is_empty().then_some(()))
-            })
-            .await?;
-            let what = || format!("{fault:?} at request {nth} of image {}", case.name);
+            let what = format!("{fault:?} at request {nth} of image {}", case.name);
+            let (reached, first) = cut_off(&case, nth, fault.clone(), &action).await?;
             if !matches!(first, Some(Ok(()))) {
                 match action(pool.clone(), case.name.clone()).await {
-                    Err(e) if !done.contains(&e.errno()) => bail!("{}: {e}", what()),
+                    Err(e) if !done.contains(&e.errno()) => bail!("{what}: {e}"),
                     _ => {}
                 }
             }
-            expect_equal(&expected.0, &without_locks(picture(pool, &case.name).await?)).with_context(what)?;
-            ensure!(case.content().await? == expected.1, "{}: {:?}", what(), case.content().await?);
-            if !reached {
-                ensure!(nth > 5, "only {nth} requests were cut off");
+            let held = without_locks(picture(pool, &case.name).await?);
+            expect_equal(&expected.0, &held).with_context(|| what.clone())?;
+            ensure!(case.content().await? == expected.1, "{what}: {:?}", case.content().await?);
+            Ok(reached)
+        };
+        let mut reached = 0;
+        loop {
+            // All are awaited, even when one has failed: a runtime must not be dropped in the midst of its work.
+            let nths = reached + 1..=reached + CUTS_AT_ONCE;
+            let ended: Vec<bool> = join_all(nths.map(&cut)).await.into_iter().collect::<Result<_>>()?;
+            reached += CUTS_AT_ONCE;
+            if let Some(beyond) = ended.iter().position(|reached| !reached) {
+                ensure!(beyond as u64 + reached - CUTS_AT_ONCE > 5, "hardly any requests were cut off");
                 break;
             }
-            nth += 1;
+            ensure!(reached < REQUESTS_MAX, "the action does not end");
         }
     }
     ensure!(world.a.stock.rbd(&["ls", pool.name()]).await?.contains("case-"), "there are no images");
     Ok(())
+}
+
+/// Runs `action` into a fault at the `nth` of its requests, and waits until its watches are gone. Answers whether it got that
+/// far, and how it ended if it did.
+async fn cut_off<A>(
+    case: &Case,
+    nth: u64,
+    fault: Fault,
+    action: impl Fn(Pool, String) -> A,
+) -> Result<(bool, Option<rados::Result<()>>)>
+where
+    A: Future<Output = rados::Result<()>> + Send + 'static,
+{
+    let (backend, there) = faulty(&case.pool, nth, fault).await?;
+    let before = backend.requests();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let running = runtime.spawn(action(there, case.name.clone()));
+    let first = tokio::select! {
+        ended = running => Some(ended?),
+        () = backend.crashed() => None,
+    };
+    let reached = backend.requests() - before >= nth;
+    drop(backend);
+    runtime.shutdown_background();
+    let (image, _) = case.image().await?;
+    let header = rbd::layout::header_object(image.id());
+    tests::wait::until("the watch to be gone", Duration::from_secs(40), || async {
+        Ok(case.pool.ioctx().list_watchers(&header).await?.is_empty().then_some(()))
+    })
+    .await?;
+    Ok((reached, first))
 }
 
 /// What an image goes through as a primary.
