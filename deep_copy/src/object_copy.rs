@@ -233,8 +233,8 @@ impl ObjectCopier {
     async fn read_all(&self, remote: &str, snap: SnapId) -> Result<Option<(u64, Vec<Read>)>, CopyError> {
         let range = Extent::new(0, self.object_size);
         let op = ReadOp::new(remote).at(snap).with(ReadSub::Stat).with(ReadSub::SparseRead(range));
-        let reply = self.remote.data.read(op).await.optional().map_err(CopyError::Remote)?;
-        let Some(reply) = reply else { return Ok(None) };
+        let reply = self.unless_cancelled(self.remote.data.read(op)).await?;
+        let Some(reply) = reply.optional().map_err(CopyError::Remote)? else { return Ok(None) };
         let mut answers = reply.answers.into_iter();
         let (Some(ReadAnswer::Stat { size, .. }), Some(data)) = (answers.next(), answers.next()) else {
             return Err(CopyError::Answer(remote.to_string()));
@@ -289,6 +289,7 @@ impl ObjectCopier {
         let remote_end = Compared { data: &self.remote.data, object: remote, snap: ends[0] };
         let local_head = Compared { data: &self.local.data, object: local, snap: SnapId::HEAD };
         let compare = self.comparison.compare(remote_end, local_head, self.object_size);
+        let compare = async { self.unless_cancelled(compare).await? };
         let list = async { if ends.len() > 1 { self.list(remote).await } else { Ok(None) } };
         let ((size, first), set) = try_join(compare, list).await?;
         let changed = first != Action::Nothing;
@@ -312,7 +313,17 @@ impl ObjectCopier {
     }
 
     async fn list(&self, object: &str) -> Result<Option<CloneSet>, CopyError> {
-        self.remote.data.list_snaps(object).await.optional().map_err(CopyError::Remote)
+        let set = self.unless_cancelled(self.remote.data.list_snaps(object)).await?;
+        set.optional().map_err(CopyError::Remote)
+    }
+
+    /// Awaits what only reads. Of a remote cluster that was lost no answer ever comes.
+    async fn unless_cancelled<T>(&self, reading: impl Future<Output = T>) -> Result<T, CopyError> {
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => Err(CopyError::Cancelled),
+            answer = reading => Ok(answer),
+        }
     }
 
     /// Looks at the local object when what is there makes a difference and is not known.
@@ -377,7 +388,7 @@ impl ObjectCopier {
         }
         let op = ReadOp::new(object).at(step.remote);
         let op = reads.iter().fold(op, |op, extent| op.with(read_of(*extent)));
-        match self.remote.data.read(op).await {
+        match self.unless_cancelled(self.remote.data.read(op)).await? {
             Ok(reply) if reply.answers.len() == reads.len() => {
                 Ok(reads.into_iter().zip(reply.answers).collect())
             }

@@ -13,14 +13,15 @@ use std::time::{Duration, Instant};
 
 use deep_copy::apply::{Counterparts, apply};
 use rados::error::ResultExt;
-use rados::{ErrorClass, Result, SnapId};
+use rados::{Error, ErrorClass, Result, SnapId};
 use rbd::exclusive_lock::{ExclusiveLock, LockOptions, LockReport, LockState};
+use rbd::header::ImageHeader;
 use rbd::header_update::HeaderUpdate;
-use rbd::image::OpenImage;
+use rbd::image::{Image, OpenImage};
 use rbd::image_state::{read_image_state, resync_key};
 use rbd::mirroring::{Mirroring, StatusState};
 use rbd::watch_notify::notify_header_update;
-use rbd::{Features, MirrorSnapshotState, Snapshot, SnapshotNamespace};
+use rbd::{Features, MirrorSnapshotState, Snapshot};
 use snapshot::begin::{Identity, read_marker};
 use snapshot::plan::{Chores, Plan, Stop, View, chores, plan};
 use snapshot::prune;
@@ -44,6 +45,11 @@ const PROMOTION_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the last mirror-snapshot to be superseded is kept: whoever began to promote the image by force just before
 /// then rolls back to it.
 const PRUNE_DELAY: Duration = Duration::from_secs(5);
+
+/// How long the remote cluster is waited for while somebody else waits for the local image.
+const REMOTE_ANSWER_LIMIT: Duration = Duration::from_secs(1);
+/// How long the end of the remote watch is waited for.
+const REMOTE_CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +94,8 @@ impl<'a> Session<'a> {
             ..LockOptions::default()
         };
         let lock = ExclusiveLock::open(&ctx.local, local.image.id(), options).await?;
-        let remote_watch = RemoteWatch::open(&ctx.remote, remote.image.id(), WATCH_TIMEOUT).await?;
+        let watch = RemoteWatch::open(&ctx.remote, remote.image.id(), WATCH_TIMEOUT);
+        let remote_watch = unless_promoted(&local.image, lock.report(), watch).await?;
         // What changed before the watches were there was not announced to them.
         local.refresh().await?;
         let mut session = Session {
@@ -103,7 +110,7 @@ impl<'a> Session<'a> {
             completed: Instant::now(),
             pruning: None,
         };
-        session.remote.refresh().await?;
+        session.refresh_remote().await?;
         Ok(Some(session))
     }
 
@@ -116,10 +123,12 @@ impl<'a> Session<'a> {
             let outcome = ended(&mut self.pruning).await;
             self.pruned(outcome).await.unwrap_or_else(|error| tracing::debug!(image = %local_id, "{error}"));
         }
-        for closed in [self.lock.close().await, self.remote_watch.close().await] {
-            if let Err(error) = closed {
-                tracing::debug!(image = %local_id, "cannot close an image in order: {error}");
-            }
+        if let Err(error) = self.lock.close().await {
+            tracing::debug!(image = %local_id, "cannot close an image in order: {error}");
+        }
+        // A remote cluster that was lost would never answer.
+        if tokio::time::timeout(REMOTE_CLOSE_LIMIT, self.remote_watch.close()).await.is_err() {
+            tracing::debug!(image = %local_id, "the remote cluster does not confirm the end of a watch");
         }
         if promoted {
             // Whoever promotes looks again as soon as the header is announced to have changed.
@@ -227,12 +236,13 @@ impl<'a> Session<'a> {
         for snap in &due.unlink {
             let update =
                 HeaderUpdate::of(self.remote.image.id()).unlink_peer(*snap, &self.ctx.remote_peer_uuid);
-            update.apply(&self.ctx.remote).await.optional()?;
+            let unlinked = update.apply(&self.ctx.remote);
+            unless_promoted(&self.local.image, self.lock.report(), unlinked).await.optional()?;
         }
         if !due.unlink.is_empty() {
             let (remote, id) = (self.ctx.remote.clone(), self.remote.image.id().clone());
             tokio::spawn(async move { notify_header_update(&remote, &id).await });
-            self.remote.refresh().await?;
+            self.refresh_remote().await?;
         }
         let kept = self.may_be_rolled_back_to();
         let prune: Vec<_> = due.prune.into_iter().filter(|snap| Some(*snap) != kept).collect();
@@ -280,7 +290,7 @@ impl<'a> Session<'a> {
                 if !there {
                     return Ok(Some(End::Again(Duration::ZERO)));
                 }
-                self.remote.refresh().await?;
+                self.refresh_remote().await?;
                 Ok(None)
             }
             outcome = ended(&mut self.pruning) => {
@@ -289,10 +299,14 @@ impl<'a> Session<'a> {
             }
             () = tokio::time::sleep(interval) => {
                 self.local.refresh().await?;
-                self.remote.refresh().await?;
+                self.refresh_remote().await?;
                 Ok(None)
             }
         }
+    }
+
+    async fn refresh_remote(&mut self) -> Result<()> {
+        unless_promoted(&self.local.image, self.lock.report(), self.remote.refresh()).await
     }
 
     /// Something happened to the local header, or to its lock.
@@ -342,6 +356,31 @@ impl<'a> Session<'a> {
     }
 }
 
+/// Awaits what the remote cluster answers. That may be never, when it is lost, and then somebody promotes the image: who
+/// wants its lock, or made it an orphan, waits until this session is over (EAGAIN).
+async fn unless_promoted<T>(
+    local: &Image,
+    mut report: watch::Receiver<LockReport>,
+    answer: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let mut answer = std::pin::pin!(answer);
+    loop {
+        tokio::select! {
+            answer = &mut answer => return answer,
+            changed = report.changed() => {
+                let wanted = changed.is_err()
+                    || report.borrow_and_update().requested.is_some()
+                    || has_orphan(&local.read_header().await?);
+                if wanted {
+                    let answered = tokio::time::timeout(REMOTE_ANSWER_LIMIT, &mut answer).await;
+                    let what = "gave up waiting for the remote cluster: others want the local image";
+                    return answered.unwrap_or_else(|_| Err(Error::new(libc::EAGAIN, what)));
+                }
+            }
+        }
+    }
+}
+
 /// Mirror-snapshots, newest first.
 fn mirror_snapshots(image: &OpenImage) -> impl Iterator<Item = &Snapshot> {
     image.header.snapshots.values().rev().filter(|snapshot| snapshot.mirror().is_some())
@@ -357,10 +396,11 @@ async fn ended<T>(task: &mut Option<JoinHandle<T>>) -> std::result::Result<T, Jo
 
 /// True while somebody promotes the image by force.
 fn is_orphan(image: &OpenImage) -> bool {
-    let newest = image.header.snapshots.values().rev().find_map(|s| match &s.namespace {
-        SnapshotNamespace::Mirror(mirror) => Some(mirror),
-        _ => None,
-    });
+    has_orphan(&image.header)
+}
+
+fn has_orphan(header: &ImageHeader) -> bool {
+    let newest = header.snapshots.values().rev().find_map(Snapshot::mirror);
     newest.is_some_and(|mirror| mirror.is_orphan())
 }
 
