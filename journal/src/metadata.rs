@@ -278,11 +278,13 @@ impl Journal {
     /// Adds the clients behind the last one of `clients`.
     async fn list_clients(&self, clients: &mut Vec<Client>) -> Result<()> {
         loop {
-            let after = clients.last().map_or("", |client| client.id.as_str());
-            let output = self.read("client_list", client_list_input(after)).await?;
+            let after = clients.last().map(|client| client.id.as_str());
+            let output = self.read("client_list", client_list_input(after.unwrap_or_default())).await?;
             let page = Decoder::new(&output, "a list of journal clients").seq(6, Client::decode)?;
             let full = page.len() as u64 >= PAGE_ENTRIES;
-            let new: Vec<Client> = page.into_iter().filter(|client| client.id.as_str() > after).collect();
+            // The image's own client has no name.
+            let is_new = |client: &Client| after.is_none_or(|after| client.id.as_str() > after);
+            let new: Vec<Client> = page.into_iter().filter(is_new).collect();
             // A page that brings nothing new would otherwise be asked for over and over.
             let end = !full || new.is_empty();
             clients.extend(new);

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use super::lane::{Lane, LaneRead, ReadSizes, Stamp};
 use super::{Entry, TailError, TailStart};
 use crate::metadata::JournalLayout;
-use crate::types::{EntryPosition, EntryTid, JournalObject, ObjectSet, TagTid};
+use crate::types::{EntryPosition, EntryTid, JournalObject, ObjectPosition, ObjectSet, TagTid};
 
 /// Where the next entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,11 +91,12 @@ impl Order {
             (0..layout.splay_width()).map(|offset| Lane::new(first(offset), sizes)).collect();
         let mut at = At::Start;
         if let TailStart::After(position) = &start {
+            let is_trimmed = |at: &ObjectPosition| layout.set_of(at.object) < known.minimum_set;
+            let trimmed = position.0.iter().any(is_trimmed);
+            lanes.iter_mut().for_each(|lane| lane.trimmed = trimmed);
             for committed in &position.0 {
                 let lane = &mut lanes[layout.offset_of(committed.object) as usize];
-                if layout.set_of(committed.object) < known.minimum_set {
-                    lane.trimmed = true;
-                } else {
+                if !is_trimmed(committed) {
                     lane.object = committed.object;
                     lane.committed = Some(committed.position);
                 }

@@ -82,32 +82,6 @@ pub async fn journals_are_made_as_librbd_makes_them(world: &World) -> Result<()>
     Ok(())
 }
 
-pub async fn promotion_and_demotion_leave_what_librbd_leaves(world: &World) -> Result<()> {
-    let [(our_image, ours), (their_image, theirs)] = pair(world, "epochs").await?;
-    let stock = world.stock();
-    let mut own = ImageJournal::read(&ours).await?;
-    ensure!(own.promote().await.is_err_and(|error| error.to_string().contains("it is primary already")));
-    for round in 0..3 {
-        if round > 0 {
-            // An epoch of the image's own, with entries that are committed.
-            for image in [&our_image, &their_image] {
-                stock.resize(image, IMAGE_BYTES + (round << 20)).await?;
-            }
-        }
-        own.refresh().await?;
-        own.demote().await?;
-        stock.rbd(&["mirror", "image", "demote", &their_image]).await?;
-        expect_alike(world, &ours, &theirs).await.with_context(|| format!("demotion {round}"))?;
-        ensure!(!is_primary(world, &our_image).await? && !is_primary(world, &their_image).await?);
-        ensure!(own.demote().await.is_err_and(|error| error.to_string().contains("it is not primary")));
-        own.promote().await?;
-        stock.rbd(&["mirror", "image", "promote", &their_image]).await?;
-        expect_alike(world, &ours, &theirs).await.with_context(|| format!("promotion {round}"))?;
-        ensure!(is_primary(world, &our_image).await? && is_primary(world, &their_image).await?);
-    }
-    Ok(())
-}
-
 /// The journal of a copy has a first tag that names the primary's pool.
 pub async fn forced_promotion_leaves_what_librbd_leaves(world: &World) -> Result<()> {
     let pair = pair(world, "forced").await?;
@@ -203,7 +177,7 @@ pub async fn full_sets_are_left(world: &World) -> Result<()> {
     ensure!(found.eq(places.iter().map(|place| (place.object, place.position))));
     crate::world::expect_same(&entries, &world.exported("full").await?)?;
     let active = journal.mutable().await?.active_set;
-    ensure!(active > ObjectSet(2), "{active}");
+    ensure!(active >= ObjectSet(2), "{active}");
     let event = Event::Write { extent: Extent::new(0, 5000), data: vec![0; 5000].into() };
     let refused = appender.append(&EventEntry { event, timestamp: Timestamp::now() }).await;
     ensure!(refused.is_err_and(|error| error.is(libc::EFBIG)));

@@ -62,7 +62,6 @@ fn main() -> ExitCode {
                 damage::clients_too_far_behind_are_told,
                 damage::struck_out_clients_are_told,
                 epochs::journals_are_made_as_librbd_makes_them,
-                epochs::promotion_and_demotion_leave_what_librbd_leaves,
                 epochs::forced_promotion_leaves_what_librbd_leaves,
                 epochs::stock_tools_use_images_that_we_promoted,
                 epochs::unapplied_entries_keep_an_image_from_being_demoted,
