@@ -205,7 +205,8 @@ fn update(op: WriteOp, size: u64, reads: &[(Extent, ReadAnswer)], pieces: Vec<(u
     if cut < size { with_size(op, size, pieces) } else { with_writes(op, pieces) }
 }
 
-/// The writes, which leave an object that was cut with `size` bytes. To grow to its size it is given its last byte: a truncate behind one to nothing aborts an OSD of an erasure-coded pool (`src/osd/ECTransaction.cc`, 16.2.15).
+/// The writes, which leave an object that was cut with `size` bytes. To grow to its size it is given its last byte: a
+/// truncate behind one to nothing aborts an OSD of an erasure-coded pool (`src/osd/ECTransaction.cc`, 16.2.15).
 fn with_size(op: WriteOp, size: u64, pieces: Vec<(u64, Bytes)>) -> WriteOp {
     static ZERO: [u8; 1] = [0];
     let end = pieces.iter().map(|(offset, data)| offset + data.len() as u64).max();
