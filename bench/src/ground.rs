@@ -62,6 +62,16 @@ impl Ground {
         if self.quick { quick } else { full }
     }
 
+    /// CPU time that the OSDs of both clusters have used so far, in seconds.
+    pub fn osd_cpu_s(&self) -> Result<f64> {
+        let mut sum = 0.0;
+        for cluster in self.clusters.both() {
+            let osds = cluster.daemons()?.into_iter().filter(|(name, _, _)| name.starts_with("osd."));
+            sum += osds.filter_map(|(_, _, usage)| Some(usage?.cpu_s)).sum::<f64>();
+        }
+        Ok(sum)
+    }
+
     /// The most memory that each of the daemons has had so far.
     pub fn peaks(&self) -> Peaks {
         self.peaks.lock().map_or_else(|broken| broken.into_inner().clone(), |peaks| peaks.clone())

@@ -81,6 +81,11 @@ impl<'a> Turn<'a> {
         Ok(turn)
     }
 
+    /// What the daemon works on.
+    pub fn ground(&self) -> &'a Ground {
+        self.ground
+    }
+
     /// Whose turn it is.
     pub fn who(&self) -> Who {
         self.who

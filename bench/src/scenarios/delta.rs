@@ -18,6 +18,9 @@ const RATE: Measure = Measure {
     unit: "writes/s",
     target: Target::RatioAtLeast(3.0),
 };
+const DAEMON_CPU: Measure = Measure { name: "  CPU per write", unit: "µs", target: Target::Told };
+const OSD_CPU: Measure = Measure { name: "  CPU of the OSDs per write", unit: "µs", target: Target::Told };
+const PROCESSORS: Measure = Measure { name: "  processors at work", unit: "", target: Target::Told };
 
 /// Writes to each image.
 const WRITES: u64 = 4000;
@@ -27,7 +30,7 @@ pub async fn run(ground: &Ground, results: &mut Results) -> Result<()> {
     let images = large_images(ground).await?;
     if arrival::newest_primary(ground, &images[0].image).await?.is_none() {
         let turn = Turn::begin(ground, Who::Ours).await?;
-        turn.explain(all_at_once(ground, &images, Command::Enable).await)?;
+        all_at_once(&turn, &images, Command::Enable).await?;
         turn.end().await?;
     }
     for who in Who::alternate(ground.repetitions(2, 1)) {
@@ -36,11 +39,15 @@ pub async fn run(ground: &Ground, results: &mut Results) -> Result<()> {
         let write =
             |count| images.iter().map(move |image| write_blocks(ground, &image.image, count, LARGE_BYTES));
         let written = try_join_all(write(1)).await?;
-        turn.explain(all_at_once(ground, &written, Command::Snapshot).await)?;
+        all_at_once(&turn, &written, Command::Snapshot).await?;
         for _ in 0..ground.repetitions(3, 1) {
             let written = try_join_all(write(WRITES)).await?;
-            let copied = turn.explain(all_at_once(ground, &written, Command::Snapshot).await)?;
-            results.add(RATE, who, (LARGE_IMAGES * WRITES) as f64 / copied.took_s);
+            let copied = all_at_once(&turn, &written, Command::Snapshot).await?;
+            let writes = (LARGE_IMAGES * WRITES) as f64;
+            results.add(RATE, who, writes / copied.took_s);
+            results.add(DAEMON_CPU, who, copied.daemon_cpu_s * 1e6 / writes);
+            results.add(OSD_CPU, who, copied.osd_cpu_s * 1e6 / writes);
+            results.add(PROCESSORS, who, copied.processors());
         }
         turn.end().await?;
     }

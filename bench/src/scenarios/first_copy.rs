@@ -18,6 +18,9 @@ use crate::work::Written;
 
 const RATE: Measure =
     Measure { name: "first copy of 4 x 256 MiB", unit: "MiB/s", target: Target::RatioAtLeast(2.5) };
+const DAEMON_CPU: Measure = Measure { name: "  CPU per GiB", unit: "s", target: Target::Told };
+const OSD_CPU: Measure = Measure { name: "  CPU of the OSDs per GiB", unit: "s", target: Target::Told };
+const PROCESSORS: Measure = Measure { name: "  processors busy with it", unit: "", target: Target::Told };
 const SHARE: Measure =
     Measure { name: "  of what rados bench writes", unit: "%", target: Target::AtLeast(50.0) };
 
@@ -31,9 +34,13 @@ pub async fn run(ground: &Ground, results: &mut Results) -> Result<()> {
     for who in Who::alternate(ground.repetitions(3, 1)) {
         raw.push(rados_bench(ground).await?);
         let turn = Turn::begin(ground, who).await?;
-        let copied = all_at_once(ground, &images, Command::Enable).await;
-        let rate = ((LARGE_IMAGES * LARGE_BYTES) >> 20) as f64 / turn.explain(copied)?.took_s;
-        results.add(RATE, who, rate);
+        let copied = all_at_once(&turn, &images, Command::Enable).await?;
+        let bytes = (LARGE_IMAGES * LARGE_BYTES) as f64;
+        results.add(RATE, who, bytes / f64::from(1 << 20) / copied.took_s);
+        let per_gib = |used_s| used_s / bytes * f64::from(1 << 30);
+        results.add(DAEMON_CPU, who, per_gib(copied.daemon_cpu_s));
+        results.add(OSD_CPU, who, per_gib(copied.osd_cpu_s));
+        results.add(PROCESSORS, who, copied.processors());
         turn.explain(remove_copies(ground, &images).await)?;
         turn.end().await?;
     }

@@ -85,10 +85,10 @@ async fn idle(ground: &Ground, results: &mut Results, kind: &Kind) -> Result<()>
     for who in Who::alternate(1) {
         let turn = Turn::begin(ground, who).await?;
         settle(&turn).await?;
-        let before = (turn.cpu_s()?, osd_cpu_s(ground)?);
+        let before = (turn.cpu_s()?, ground.osd_cpu_s()?);
         // What is measured is a time that passes, not something to wait for.
         tokio::time::sleep(minute).await;
-        let after = (turn.cpu_s()?, osd_cpu_s(ground)?);
+        let after = (turn.cpu_s()?, ground.osd_cpu_s()?);
         let in_a_minute = |used: f64| used * 60.0 / minute.as_secs_f64();
         results.add(kind.cpu, who, in_a_minute(after.0 - before.0));
         results.add(kind.osd_cpu, who, in_a_minute(after.1 - before.1));
@@ -112,16 +112,6 @@ async fn wait_copied(ground: &Ground, kind: &Kind, images: usize) -> Result<()> 
         ensure!(started.elapsed() < COPY_LIMIT, "{replaying} of {images} are copied after {COPY_LIMIT:?}");
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-}
-
-/// CPU time that the OSDs of both clusters have used so far, in seconds.
-fn osd_cpu_s(ground: &Ground) -> Result<f64> {
-    let mut sum = 0.0;
-    for cluster in ground.clusters.both() {
-        let osds = cluster.daemons()?.into_iter().filter(|(name, _, _)| name.starts_with("osd."));
-        sum += osds.filter_map(|(_, _, usage)| Some(usage?.cpu_s)).sum::<f64>();
-    }
-    Ok(sum)
 }
 
 /// Waits until a daemon has nothing left to do.

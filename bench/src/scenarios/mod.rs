@@ -20,7 +20,7 @@ use rados::SnapId;
 use crate::arrival;
 use crate::figures::Results;
 use crate::ground::{Ground, spec};
-use crate::turn::{LARGE_LIMIT, SMALL_LIMIT};
+use crate::turn::{LARGE_LIMIT, SMALL_LIMIT, Turn};
 use crate::work::{Written, full_image};
 
 /// Does the work, and adds what it measured.
@@ -129,6 +129,17 @@ struct Together {
     /// not arrived. The commands are given at the same time, but the monitors may serve some of them a second later than
     /// others; a daemon that has copied by then all that there was is not charged for waiting.
     took_s: f64,
+    /// CPU time that the daemon used meanwhile, in seconds.
+    daemon_cpu_s: f64,
+    /// CPU time that the OSDs of both clusters used meanwhile, in seconds: that of the looking at the copies is in it.
+    osd_cpu_s: f64,
+}
+
+impl Together {
+    /// How many of the processors worked for the copies.
+    fn processors(&self) -> f64 {
+        (self.daemon_cpu_s + self.osd_cpu_s) / self.took_s
+    }
 }
 
 /// How the images get the mirror-snapshots that are to be copied.
@@ -141,7 +152,13 @@ enum Command {
 }
 
 /// Gives the command for all images at the same time, waits for all copies, and compares them.
-async fn all_at_once(ground: &Ground, images: &[Written], command: Command) -> Result<Together> {
+async fn all_at_once(turn: &Turn<'_>, images: &[Written], command: Command) -> Result<Together> {
+    turn.explain(copied_at_once(turn, images, command).await)
+}
+
+async fn copied_at_once(turn: &Turn<'_>, images: &[Written], command: Command) -> Result<Together> {
+    let ground = turn.ground();
+    let before = (turn.cpu_s()?, ground.osd_cpu_s()?);
     let rounds = images.iter().map(async |written| {
         let image = &written.image;
         let known = arrival::newest_primary(ground, image).await?;
@@ -167,11 +184,12 @@ async fn all_at_once(ground: &Ground, images: &[Written], command: Command) -> R
         Ok::<_, anyhow::Error>((taken, arrived, snap))
     });
     let rounds = try_join_all(rounds).await?;
+    let (daemon_cpu_s, osd_cpu_s) = (turn.cpu_s()? - before.0, ground.osd_cpu_s()? - before.1);
     let took_s = covered(rounds.iter().map(|(taken, arrived, _)| (*taken, *arrived)).collect()).as_secs_f64();
     for (written, (_, _, snap)) in images.iter().zip(&rounds) {
         arrival::verify(ground, &written.image, *snap).await?;
     }
-    Ok(Together { took_s })
+    Ok(Together { took_s, daemon_cpu_s, osd_cpu_s })
 }
 
 /// The time that is covered by at least one of the intervals.

@@ -30,7 +30,7 @@ pub async fn run(ground: &Ground, results: &mut Results) -> Result<()> {
     for who in Who::alternate(ground.repetitions(2, 1)) {
         let turn = Turn::begin(ground, who).await?;
         let command = if mirrored { Command::Snapshot } else { Command::Enable };
-        turn.explain(all_at_once(ground, std::slice::from_ref(&written), command).await)?;
+        all_at_once(&turn, std::slice::from_ref(&written), command).await?;
         mirrored = true;
         let probes = go_astray(ground).await?;
         let snap =

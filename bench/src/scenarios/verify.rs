@@ -83,7 +83,7 @@ async fn make_copy(ground: &Ground, size: u64) -> Result<Written> {
     }
     let written = Written { image: IMAGE.to_owned(), probes: Vec::new() };
     let turn = Turn::begin(ground, Who::Ours).await?;
-    turn.explain(all_at_once(ground, std::slice::from_ref(&written), Command::Enable).await)?;
+    all_at_once(&turn, std::slice::from_ref(&written), Command::Enable).await?;
     turn.end().await?;
     Ok(written)
 }
