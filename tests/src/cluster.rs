@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
@@ -30,6 +30,10 @@ const DAEMON_START_LIMIT: Duration = Duration::from_secs(90);
 
 /// How long a daemon may take to end by itself before it is killed.
 const DAEMON_END_LIMIT: Duration = Duration::from_secs(20);
+
+/// An OSD may be frozen for less than this without losing a lease on a placement group: leases of 16 s are renewed every
+/// 8 s.
+const SAFELY_FROZEN: Duration = Duration::from_secs(7);
 
 /// The monitor's name and the manager's.
 const MON: &str = "mon.a";
@@ -53,6 +57,8 @@ pub struct Cluster {
     ends_on_drop: bool,
     /// Held while `cluster.json` is read, changed and replaced.
     changing: Mutex<()>,
+    /// Since when its daemons stand still.
+    frozen: Mutex<Option<Instant>>,
 }
 
 impl Cluster {
@@ -91,7 +97,13 @@ impl Cluster {
         let folder =
             folder.canonicalize().with_context(|| format!("there is no folder {}", folder.display()))?;
         let fixed = State::read(&folder)?;
-        Ok(Cluster { folder, fixed, ends_on_drop: false, changing: Mutex::default() })
+        Ok(Cluster {
+            folder,
+            fixed,
+            ends_on_drop: false,
+            changing: Mutex::default(),
+            frozen: Mutex::default(),
+        })
     }
 
     /// Writes everything that the daemons find when they start.
@@ -112,8 +124,13 @@ impl Cluster {
         conf::link_mgr_modules(folder, options)?;
         std::fs::write(folder.join("ceph.conf"), conf::text(folder, &fixed.fsid, ports, options))?;
         fixed.write(folder)?;
-        let cluster =
-            Cluster { folder: folder.to_owned(), fixed, ends_on_drop: true, changing: Mutex::default() };
+        let cluster = Cluster {
+            folder: folder.to_owned(),
+            fixed,
+            ends_on_drop: true,
+            changing: Mutex::default(),
+            frozen: Mutex::default(),
+        };
         cluster.link_names(cluster.name(), folder)?;
         Ok(cluster)
     }
@@ -323,12 +340,23 @@ impl Cluster {
     /// Stops all daemons in their tracks (`SIGSTOP`): to everybody else the cluster has fallen silent, its connections
     /// still open.
     pub fn freeze(&self) -> Result<()> {
+        *self.frozen.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         self.signal_all(Signal::SIGSTOP)
     }
 
     /// Lets the daemons go on after [`freeze`](Self::freeze).
-    pub fn thaw(&self) -> Result<()> {
-        self.signal_all(Signal::SIGCONT)
+    ///
+    /// An OSD whose lease on a placement group ran out meanwhile may keep all requests waiting until that group is peered
+    /// anew (ceph/ceph pull request 71663), so that is brought about.
+    pub async fn thaw(&self) -> Result<()> {
+        self.signal_all(Signal::SIGCONT)?;
+        let frozen = self.frozen.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if frozen.is_some_and(|since| since.elapsed() >= SAFELY_FROZEN) {
+            let osds: Vec<_> = (0..self.osd_count()).map(|osd| osd.to_string()).collect();
+            let osds: Vec<_> = osds.iter().map(String::as_str).collect();
+            self.ceph(&[&["osd", "down"], osds.as_slice()].concat()).await?;
+        }
+        Ok(())
     }
 
     fn signal_all(&self, signal: Signal) -> Result<()> {
@@ -382,7 +410,7 @@ impl Cluster {
     pub async fn stop(&self) -> Result<()> {
         let daemons = self.state()?.daemons;
         // A frozen daemon gets its signal only when it goes on.
-        self.thaw()?;
+        self.signal_all(Signal::SIGCONT)?;
         // OSDs and manager say goodbye to the monitor, so that one goes last.
         let (mons, others): (Vec<_>, Vec<_>) = daemons.keys().partition(|name| name.starts_with("mon."));
         for group in [others, mons] {

@@ -124,6 +124,7 @@ pub(crate) fn text(folder: &Path, fsid: &str, ports: MonPorts, options: &Cluster
          osd memory target = 939524096\n\
          osd mclock skip benchmark = true\n\
          osd max pg per osd hard ratio = 100\n\
+         osd max markdown count = 1000\n\
          osd fast shutdown notify mon = true\n\
          bluestore block size = {size}\n\
          bluestore fsck on mkfs = false\n\

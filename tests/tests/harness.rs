@@ -285,7 +285,7 @@ async fn the_cluster_can_be_disturbed(b: &Cluster) -> Result<()> {
     b.freeze()?;
     let hung = b.tool("ceph").arg("status").limit(Duration::from_secs(2)).run().await;
     hung.expect_err("a frozen cluster doesn't answer");
-    b.thaw()?;
+    b.thaw().await?;
     b.wait_healthy(Duration::from_secs(60)).await?;
     b.mon_restart().await?;
     b.ceph(&["status"]).await?;

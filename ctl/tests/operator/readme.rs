@@ -96,7 +96,7 @@ impl Theatre<'_> {
                 a.freeze()?;
             }
             "site-a is back" => {
-                a.thaw()?;
+                a.thaw().await?;
                 self.lost = false;
                 until("site-a to be back", async || Ok(a.rbd(&["ls", POOL]).await.is_ok())).await?;
             }
@@ -136,7 +136,7 @@ pub async fn the_three_stories(world: &World) -> Result<()> {
         }
     }
     if theatre.lost {
-        world.a().thaw()?;
+        world.a().thaw().await?;
     }
     played?;
     drop(theatre);

@@ -250,9 +250,9 @@ async fn lose_the_other_site(stage: &Stage<'_>, exact: bool) -> Result<()> {
         });
         expected.push(content);
     }
-    freeze(a, true)?;
+    a.freeze()?;
     let outcome = in_an_emergency(stage, &expected, &arrived, exact).await;
-    freeze(a, false)?;
+    a.thaw().await?;
     outcome?;
     until("the frozen site to be back", async || Ok(a.rbd(&["ls", &stage.pool]).await.is_ok())).await
 }
@@ -325,15 +325,6 @@ async fn primary_time(cluster: &Cluster, image: &str, snap: u64) -> Result<Strin
     let (_, header) = rbd::Image::open_by_name(&ioctx, name).await?;
     let snapshot = header.snapshots.get(&rados::SnapId(snap)).context("the snapshot is there")?;
     ctl::relocation::report::universal(snapshot.timestamp).context("it has a time")
-}
-
-/// Stops all of a cluster's daemons where they are, or lets them go on.
-fn freeze(cluster: &Cluster, frozen: bool) -> Result<()> {
-    let signal = if frozen { tests::Signal::SIGSTOP } else { tests::Signal::SIGCONT };
-    for (name, identity, _) in cluster.daemons()? {
-        ensure!(identity.signal(signal), "{name} does not run");
-    }
-    Ok(())
 }
 
 /// Everything that keeps a failover from beginning; nothing is changed then.

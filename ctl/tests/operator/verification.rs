@@ -176,7 +176,7 @@ async fn nothing_is_proved(world: &World, pool: &str) -> Result<()> {
     }
     a.freeze()?;
     let said = run_ours(b, &["verify", &empty, "--peer-timeout", "2"]).await;
-    a.thaw()?;
+    a.thaw().await?;
     said?.fails_with(libc::ETIMEDOUT).map(drop)
 }
 

@@ -43,7 +43,7 @@ async fn work_goes_on_after_outages() -> Result<()> {
     let snap = change().await?;
     a.freeze()?;
     let status = stage.state(b, "image", "up+error").await;
-    a.thaw()?;
+    a.thaw().await?;
     let status = status?;
     let told = status["description"].as_str().is_some_and(|d| d.contains("has not answered"));
     ensure!(told, "the status does not say that the remote cluster is silent: {status}");

@@ -81,7 +81,7 @@ async fn one_outage(stage: &Stage, outage: Outage, daemon: &mut MirrorDaemon) ->
             a.freeze()?;
             daemon.kill(Signal::SIGCONT);
             let told = tells_silence(stage, &image).await;
-            a.thaw()?;
+            a.thaw().await?;
             told?;
         }
         Outage::BlocklistedAtRemote => blocklist(stage, a, daemon).await?,
