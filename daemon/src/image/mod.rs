@@ -29,6 +29,7 @@ use crate::retry::Backoff;
 use crate::settings::JournalSettings;
 
 /// What an image's task is given.
+#[derive(Clone)]
 pub struct ImageContext {
     /// Pool and namespace of the copy.
     pub local: IoCtx,
