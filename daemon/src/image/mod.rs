@@ -2,6 +2,7 @@
 
 mod bootstrap;
 mod delete;
+mod half_filled;
 mod journal_mode;
 mod primary;
 mod remote_watch;
