@@ -24,6 +24,7 @@ pub mod ioctx;
 mod librados;
 pub mod lock;
 pub mod op;
+pub mod severable;
 pub mod types;
 
 pub use backend::{Backend, Location, NotifyAnswer, NotifyReply, Pending, Watch, WatchEvent};

@@ -125,6 +125,19 @@ impl LockReport {
     }
 }
 
+/// Changes what peers are told who want a lock, for as long as that is open.
+#[derive(Debug, Clone)]
+pub struct PolicySetter(mpsc::WeakUnboundedSender<Command>);
+
+impl PolicySetter {
+    /// Changes it. Nobody is told anything any more when the lock is closed.
+    pub fn set(&self, policy: RequestPolicy) {
+        if let Some(commands) = self.0.upgrade() {
+            let _ = commands.send(Command::SetPolicy(policy));
+        }
+    }
+}
+
 /// The exclusive lock of an image that we have open. Dropping it gives up the lock in the background.
 #[derive(Debug)]
 pub struct ExclusiveLock {
@@ -191,6 +204,11 @@ impl ExclusiveLock {
     pub fn set_policy(&self, policy: RequestPolicy) {
         // When the task has ended nobody is told anything any more.
         let _ = self.commands.send(Command::SetPolicy(policy));
+    }
+
+    /// Changes what peers who want the lock are told, from beside whoever uses it.
+    pub fn policy_setter(&self) -> PolicySetter {
+        PolicySetter(self.commands.downgrade())
     }
 
     /// Has the owner of the lock carry out `operation`, and waits until it is done. Others whom it concerns are notified

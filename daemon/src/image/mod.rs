@@ -2,6 +2,7 @@
 
 mod bootstrap;
 mod delete;
+mod half_filled;
 mod journal_mode;
 mod primary;
 mod remote_watch;
@@ -29,6 +30,7 @@ use crate::retry::Backoff;
 use crate::settings::JournalSettings;
 
 /// What an image's task is given.
+#[derive(Clone)]
 pub struct ImageContext {
     /// Pool and namespace of the copy.
     pub local: IoCtx,

@@ -1,13 +1,16 @@
-//! An image that is primary here: nothing is copied, and its header is watched for the end of that.
+//! An image that is primary here: nothing is copied, and its header is watched for the end of that. What a promotion by
+//! stock tools leaves behind is removed.
 
 use rbd::mirroring::StatusState;
 use std::time::Duration;
 
+use futures::future::OptionFuture;
 use rados::Result;
 use rbd::image::OpenImage;
 use rbd::watch_notify::{HeaderEvent, HeaderWatch};
 
 use super::bootstrap::{self, Role};
+use super::half_filled::{self, half_filled};
 use super::{Attempt, ImageContext};
 use crate::report::Report;
 
@@ -20,10 +23,17 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(300);
 pub(super) async fn watch(ctx: &ImageContext, image: &OpenImage) -> Result<Attempt> {
     let mut watch = HeaderWatch::new(&ctx.local, image.image.id(), WATCH_TIMEOUT).await?;
     ctx.publish(Report::new(StatusState::Stopped, "local image is primary"), image.image.name());
+    let stop = ctx.cancel.child_token();
+    let _stopped = stop.clone().drop_guard();
+    let mut removal = None;
     let attempt = loop {
         let header = image.image.read_header().await?;
         if bootstrap::role(&header, &ctx.remote_mirror_uuid) != Role::Primary {
             break Attempt::Again(Duration::ZERO);
+        }
+        if removal.is_none() && !half_filled(&header).is_empty() {
+            // In a task of its own: whoever notifies the header waits for the answer of this one.
+            removal = Some(tokio::spawn(half_filled::remove(image.image.clone(), stop.clone())));
         }
         tokio::select! {
             () = ctx.cancel.cancelled() => break Attempt::Over,
@@ -37,6 +47,10 @@ pub(super) async fn watch(ctx: &ImageContext, image: &OpenImage) -> Result<Attem
             () = tokio::time::sleep(CHECK_INTERVAL) => {}
         }
     };
+    stop.cancel();
+    if let Some(Err(error)) = OptionFuture::from(removal).await {
+        tracing::error!(image = %ctx.global_image_id, "removing half-filled snapshots broke: {error}");
+    }
     watch.unregister().await?;
     Ok(attempt)
 }

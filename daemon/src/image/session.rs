@@ -40,7 +40,7 @@ const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(300);
 /// How often an image that is waited for is looked at.
 const WAITING_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// How often an image that is being promoted is looked at.
-const PROMOTION_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+pub(super) const PROMOTION_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long the last mirror-snapshot to be superseded is kept: whoever began to promote the image by force just before
 /// then rolls back to it.
@@ -78,16 +78,8 @@ pub struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    /// Opens a session on two images. `None` when the local image is being promoted: it must not be watched then.
-    pub async fn open(
-        ctx: &'a ImageContext,
-        mut local: OpenImage,
-        remote: OpenImage,
-    ) -> Result<Option<Self>> {
-        if is_orphan(&local) {
-            ctx.publish(Report::new(StatusState::Stopped, "orphan (force promoting)"), local.image.name());
-            return Ok(None);
-        }
+    /// Opens a session on two images. The local one must not be in the midst of a promotion: it must not be watched then.
+    pub async fn open(ctx: &'a ImageContext, mut local: OpenImage, remote: OpenImage) -> Result<Self> {
         let options = LockOptions {
             object_map: local.header.features.has(Features::OBJECT_MAP),
             watch_timeout: WATCH_TIMEOUT,
@@ -111,7 +103,7 @@ impl<'a> Session<'a> {
             pruning: None,
         };
         session.refresh_remote().await?;
-        Ok(Some(session))
+        Ok(session)
     }
 
     /// Follows the pair. The session is closed when this returns, whatever it returns.
@@ -395,7 +387,7 @@ async fn ended<T>(task: &mut Option<JoinHandle<T>>) -> std::result::Result<T, Jo
 }
 
 /// True while somebody promotes the image by force.
-fn is_orphan(image: &OpenImage) -> bool {
+pub(super) fn is_orphan(image: &OpenImage) -> bool {
     has_orphan(&image.header)
 }
 

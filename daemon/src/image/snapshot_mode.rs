@@ -8,7 +8,7 @@ use rbd::image::OpenImage;
 use rbd::mirroring::{MirrorImageMode, StatusState};
 
 use super::bootstrap::{self, Made, Record, Role, Wanted};
-use super::session::{End, Session};
+use super::session::{End, PROMOTION_CHECK_INTERVAL, Session, is_orphan};
 use super::{Attempt, ImageContext, LOOK_INTERVAL, PARENT_INTERVAL, delete, modes_differ, primary};
 use crate::report::Report;
 
@@ -25,6 +25,11 @@ pub(super) async fn attempt(ctx: &ImageContext, local: Option<Record>) -> Result
     let role = opened.as_ref().map(|image| bootstrap::role(&image.header, &ctx.remote_mirror_uuid));
     if let (Some(image), Some(Role::Primary)) = (&opened, role) {
         return primary::watch(ctx, image).await;
+    }
+    if let Some(image) = opened.as_ref().filter(|image| is_orphan(image)) {
+        // It must not be watched, and what becomes of it does not depend on a remote cluster that may be lost.
+        ctx.publish(Report::new(StatusState::Stopped, "orphan (force promoting)"), image.image.name());
+        return Ok(Attempt::Again(PROMOTION_CHECK_INTERVAL));
     }
     let remote = bootstrap::find_remote(ctx).await?;
     if modes_differ(ctx, &remote, MirrorImageMode::Snapshot) {
@@ -47,9 +52,7 @@ pub(super) async fn attempt(ctx: &ImageContext, local: Option<Record>) -> Result
                     Err(pause) => return Ok(Attempt::Again(pause)),
                 },
             };
-            let Some(session) = Session::open(ctx, opened, remote).await? else {
-                return Ok(Attempt::Again(Duration::from_secs(1)));
-            };
+            let session = Session::open(ctx, opened, remote).await?;
             Ok(match Box::pin(session.run()).await? {
                 End::Cancelled => Attempt::Over,
                 End::Again(pause) => Attempt::Again(pause),

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rados::fault::{Fault, FaultPlan, Faulty, Matcher, OperationKind};
-use rados::{Cluster, WatchEvent, WriteOp, WriteSub};
+use rados::severable::severable;
+use rados::{Cluster, Error, WatchEvent, WriteOp, WriteSub};
 
 use super::{connect, pool_of, soon, unique};
 
@@ -70,6 +71,45 @@ async fn after_a_crash_nothing_reaches_the_cluster_and_nothing_answers() {
     assert_eq!(honest.stat(&name).await.unwrap(), 2);
     last.abort();
     after.abort();
+    honest.remove(&name).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_severed_line_ends_waits_and_begins_nothing() {
+    let cluster = connect().await;
+    let honest = pool_of(&cluster).await;
+    let name = unique("severed");
+    let plan = FaultPlan::none().at(2, Matcher::kind(OperationKind::Write), Fault::LoseAnswer(None));
+    let faulty = Faulty::new(cluster.backend().clone(), plan, &[]);
+    let (backend, line) = severable(faulty.clone());
+    let io = Cluster::new(backend).pool(honest.pool_id());
+    io.write(write(&name, b"1")).await.unwrap();
+    let watch = io.watch(&name, Duration::from_secs(30)).await.unwrap();
+
+    let unanswered = tokio::spawn({
+        let (io, op) = (io.clone(), write(&name, b"22"));
+        async move { io.write(op).await }
+    });
+    soon("the second write", async {
+        while honest.stat(&name).await.unwrap() != 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert!(!unanswered.is_finished() && !line.is_severed());
+    line.sever(Error::new(libc::ECANCELED, "enough"));
+    let ended = soon("the end of the wait", unanswered).await.unwrap();
+    assert!(ended.unwrap_err().is(libc::ECANCELED));
+    let requests = faulty.requests();
+    assert!(io.write(write(&name, b"333")).await.unwrap_err().to_string().contains("enough"));
+    assert_eq!(faulty.requests(), requests, "a request went through a severed line");
+    assert!(watch.unregister().await.unwrap_err().is(libc::ECANCELED));
+    soon("the end of the watch", async {
+        while !honest.list_watchers(&name).await.unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
     honest.remove(&name).await.unwrap();
 }
 

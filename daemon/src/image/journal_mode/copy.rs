@@ -98,10 +98,12 @@ impl Session<'_> {
         // What was replayed before says nothing about what is going to be copied.
         replay::clear_marker(&self.local.image.image).await?;
         self.remote.image.refresh().await?;
+        let line = self.lifeline.line();
         let mut source = self.source();
         source.prune(&mut peer).await?;
         let origin = match peer.sync_points.is_empty() {
-            true => Some(source.create(&mut peer).await?),
+            // Snapshot ids may have to be waited for.
+            true => Some(line.unless_severed(source.create(&mut peer)).await?),
             false => None,
         };
         tracing::debug!(image = %self.ctx.global_image_id, "there is a sync point");
@@ -199,7 +201,7 @@ impl Session<'_> {
 
     fn source(&mut self) -> Source<'_> {
         Source {
-            ids: self.ctx.shared.remote_snap_ids(self.remote.image.image.data_ioctx()),
+            ids: self.lifeline.remote_snap_ids(&self.ctx.shared, self.remote.image.image.data_ioctx()),
             image: &mut self.remote.image,
             journal: &self.remote.journal.journal,
             local_mirror_uuid: &self.ctx.local_mirror_uuid,

@@ -6,6 +6,7 @@
 mod commits;
 mod copy;
 mod feeder;
+mod lifeline;
 mod primary;
 mod replay;
 mod session;
@@ -20,8 +21,9 @@ use journal::bootstrap::Owner;
 use journal::image_journal::ImageJournal;
 use journal::metadata::JournalLayout;
 use journal::types::{ClientData, MirrorPeer, MirrorPeerState, TagData, TagPredecessor};
+use journal::watch::JournalWatch;
 use rados::error::ResultExt;
-use rados::{Error, Result, SnapId};
+use rados::{Error, ErrorClass, Result, SnapId};
 use rbd::ImageId;
 use rbd::image::OpenImage;
 use rbd::mirroring::{MirrorImageMode, MirrorImageState, StatusState};
@@ -29,6 +31,7 @@ use rbd::mirroring::{MirrorImageMode, MirrorImageState, StatusState};
 use super::bootstrap::{self, Made, Record, Wanted};
 use super::{Attempt, ImageContext, LOOK_INTERVAL, PARENT_INTERVAL, delete, modes_differ};
 use crate::report::Report;
+use lifeline::Lifeline;
 use session::{End, Session};
 pub(super) use wish::ResyncWish;
 
@@ -70,6 +73,29 @@ pub(super) async fn attempt(ctx: &ImageContext, local: Option<Record>) -> Result
     {
         return primary::watch(ctx, image).await;
     }
+    let (ctx, mut lifeline) = Lifeline::lay(ctx);
+    match Box::pin(follow(&ctx, local, opened, removal, &mut lifeline)).await {
+        Err(error) if lifeline.is_severed() && error.class() != ErrorClass::Fenced => {
+            tracing::debug!(image = %ctx.global_image_id, "{error}");
+            Ok(if ctx.cancel.is_cancelled() { Attempt::Over } else { Attempt::Again(Duration::ZERO) })
+        }
+        followed => followed,
+    }
+}
+
+/// Follows a pair whose local image, if there is one, is `opened` and not primary.
+async fn follow(
+    ctx: &ImageContext,
+    local: Option<Record>,
+    opened: Option<Journalled>,
+    removal: bool,
+    lifeline: &mut Lifeline,
+) -> Result<Attempt> {
+    // Before anything is asked of the remote cluster.
+    let own_watch = match &opened {
+        Some(opened) => Some(watch_own(opened, lifeline).await?),
+        None => None,
+    };
     let remote = bootstrap::find_remote(ctx).await?;
     if modes_differ(ctx, &remote, MirrorImageMode::Journal) {
         return Ok(Attempt::Again(LOOK_INTERVAL));
@@ -100,7 +126,11 @@ pub(super) async fn attempt(ctx: &ImageContext, local: Option<Record>) -> Result
             };
             tracing::debug!(image = %ctx.global_image_id, "both images are open");
             let image = opened.image.clone();
-            let session = Session::open(ctx, opened, remote).await?;
+            let own_watch = match own_watch {
+                Some(watch) => watch,
+                None => watch_own(&opened, lifeline).await?,
+            };
+            let session = Session::open(ctx, opened, remote, own_watch, lifeline).await?;
             match Box::pin(session.run()).await? {
                 End::Cancelled => Ok(Attempt::Over),
                 End::Again(pause) => Ok(Attempt::Again(pause)),
@@ -108,6 +138,14 @@ pub(super) async fn attempt(ctx: &ImageContext, local: Option<Record>) -> Result
             }
         }
     }
+}
+
+/// Watches the local journal. From then on nobody who promotes the image waits for the remote cluster.
+async fn watch_own(image: &Journalled, lifeline: &mut Lifeline) -> Result<JournalWatch> {
+    let journal = &image.journal.journal;
+    let watch = journal.watch().await?;
+    lifeline.sever_when_promoted(journal, &watch);
+    Ok(watch)
 }
 
 /// Makes and opens the local image; answers with a pause while that cannot be.

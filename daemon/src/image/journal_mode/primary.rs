@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use futures::FutureExt;
 use journal::Journal;
 use journal::bootstrap::Owner;
 use journal::image_journal::ImageJournal;
@@ -26,9 +27,8 @@ pub(super) async fn watch(ctx: &ImageContext, image: &Journalled) -> Result<Atte
     let journal = &image.journal.journal;
     let mut watch = journal.watch().await?;
     ctx.publish(Report::new(StatusState::Stopped, "local image is primary"), image.image.image.name());
-    if let Err(error) = register_for_failback(ctx, image).await {
-        tracing::warn!(image = %ctx.global_image_id, "cannot register with the remote journal: {error}");
-    }
+    // The remote cluster may never answer.
+    let mut registered = std::pin::pin!(register_for_failback(ctx, image).fuse());
     let attempt = loop {
         let owner = ImageJournal::read(journal).await?.owner();
         if owner != Owner::Primary {
@@ -37,6 +37,9 @@ pub(super) async fn watch(ctx: &ImageContext, image: &Journalled) -> Result<Atte
         tokio::select! {
             () = ctx.cancel.cancelled() => break Attempt::Over,
             () = ctx.changed.notified() => break Attempt::Again(Duration::ZERO),
+            registered = &mut registered => if let Err(error) = registered {
+                tracing::warn!(image = %ctx.global_image_id, "cannot register with the remote journal: {error}");
+            },
             event = watch.next() => match event {
                 None => break Attempt::Again(Duration::ZERO),
                 Some(JournalEvent::Lost(error)) => tracing::debug!(image = %ctx.global_image_id, "{error}"),

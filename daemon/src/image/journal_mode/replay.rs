@@ -173,6 +173,7 @@ impl Session<'_> {
         let say = |error: &dyn std::fmt::Display| tracing::debug!(image = %image, "at the end of a replay: {error}");
         if let Err(error) = ended
             && error.class() == ErrorClass::Permanent
+            && !self.lifeline.is_severed()
         {
             // What came before the entry that is no good is applied.
             replay.flush().await.unwrap_or_else(|error| say(&error));

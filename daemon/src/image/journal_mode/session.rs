@@ -2,7 +2,8 @@
 //!
 //! The exclusive lock of the local image is held while it is copied or replayed, and nobody who asks for it gets it: the
 //! image is not primary. A promotion is a tag in the local journal, made without the lock; the session that sees it stops
-//! writing, awaits what is in flight, and only then gives up the lock, which whoever opens the promoted image asks for.
+//! writing, awaits what is in flight, and only then gives up the lock, which whoever opens the promoted image asks for. He
+//! is told to wait from then on, and does not wait for the remote cluster ([`Lifeline`]).
 //!
 //! Reference: `OpenLocalImageRequest.cc` (`MirrorExclusiveLockPolicy`), `journal/Replayer.cc` in
 //! `src/tools/rbd_mirror/image_replayer/`.
@@ -25,6 +26,7 @@ use rbd::exclusive_lock::{ExclusiveLock, LockOptions, LockReport, LockState, Req
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::lifeline::Lifeline;
 use super::{Journalled, yet_to_be_copied};
 use crate::image::{ImageContext, bootstrap};
 use crate::report::Report;
@@ -75,24 +77,26 @@ pub(super) struct Session<'a> {
     pub(super) updates_seen: u64,
     pub(super) own_watch: JournalWatch,
     pub(super) their_watch: JournalWatch,
+    pub(super) lifeline: &'a Lifeline,
     /// The removal of sync points of the remote image.
     pub(super) tidying: Option<JoinHandle<Result<()>>>,
 }
 
 impl<'a> Session<'a> {
-    /// Opens a session on two images.
+    /// Opens a session on two images. `own_watch` is that of the local journal, by which the line is severed.
     pub(super) async fn open(
         ctx: &'a ImageContext,
         local: Journalled,
         remote: Journalled,
+        own_watch: JournalWatch,
+        lifeline: &'a Lifeline,
     ) -> Result<Session<'a>> {
         let options = LockOptions {
             policy: RequestPolicy::Refuse,
             object_map: local.image.header.features.has(Features::OBJECT_MAP),
             watch_timeout: WATCH_TIMEOUT,
         };
-        let (own_watch, their_watch, lock) = try_join!(
-            local.journal.journal.watch(),
+        let (their_watch, lock) = try_join!(
             remote.journal.journal.watch(),
             ExclusiveLock::open(&ctx.local, local.image.image.id(), options),
         )?;
@@ -103,6 +107,7 @@ impl<'a> Session<'a> {
             lock,
             own_watch,
             their_watch,
+            lifeline,
             tidying: None,
             local,
             remote,
@@ -112,14 +117,24 @@ impl<'a> Session<'a> {
 
     /// Follows the pair. The session is closed when this returns, whatever it returns.
     pub(super) async fn run(mut self) -> Result<End> {
-        let end = self.follow().await;
+        let (promoted, policy) = (self.lifeline.promoted(), self.lock.policy_setter());
+        let hand_over = async {
+            promoted.cancelled().await;
+            policy.set(RequestPolicy::HandOver);
+            std::future::pending().await
+        };
+        let end = tokio::select! {
+            end = self.follow() => end,
+            never = hand_over => never,
+        };
         if let Some(task) = self.tidying.take() {
             // It is taken up again by whoever follows the image next.
             task.abort();
         }
         let id = self.local.image.image.id().clone();
+        // By its own watch it hears of who must not wait for the end of theirs.
         let closed =
-            [self.lock.close().await, self.own_watch.unregister().await, self.their_watch.unregister().await];
+            [self.lock.close().await, self.their_watch.unregister().await, self.own_watch.unregister().await];
         for error in closed.into_iter().filter_map(Result::err) {
             tracing::debug!(image = %id, "cannot close an image in order: {error}");
         }

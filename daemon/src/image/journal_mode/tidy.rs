@@ -29,7 +29,7 @@ impl Session<'_> {
         let left = self.remote.image.header.snapshots.values().any(|s| is_sync_point(s, &prefix));
         if self.tidying.is_none() && (left || !peer.sync_points.is_empty()) {
             let (image, journal) = (self.remote.image.clone(), self.their_journal());
-            let ids = self.ctx.shared.remote_snap_ids(image.image.data_ioctx());
+            let ids = self.lifeline.remote_snap_ids(&self.ctx.shared, image.image.data_ioctx());
             self.tidying = Some(tokio::spawn(tidy_remote(image, journal, uuid.to_string(), ids)));
         }
         Ok(())

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use tests::{Cluster, Extents};
 
+use super::prefix::promote_and_use;
 use super::stage::{expect_same, wait_replayed};
 use crate::common::{LIMIT, MIB, Stage, scattered, until};
 use crate::content::Reader;
@@ -90,8 +91,18 @@ async fn split_brain_is_detected_and_resync_mends_it() -> Result<()> {
     a.apply(&spec, Extents::default().random(&scattered(4, 30, 0..SIZE))).await?;
     stage.replayed("image").await?;
 
-    // Once more, killed half-way.
-    b.rbd(&["mirror", "image", "promote", "--force", &spec]).await?;
+    // Once more: the other site is lost where the daemon asks it what there is to do. Then killed half-way.
+    let arrived = a.sha256(&spec).await?;
+    a.freeze()?;
+    let promoted = async {
+        b.rbd(&["mirror", "image", "resync", &spec]).await?;
+        promote_and_use(b, &spec).await
+    };
+    let promoted = promoted.await;
+    a.thaw()?;
+    promoted?;
+    ensure!(b.sha256(&spec).await? == arrived, "the promoted image is not what had arrived");
+    stage.state(b, "image", "up+stopped").await?;
     b.apply(&spec, Extents::default().fill(0, SIZE, 99)).await?;
     b.rbd(&["mirror", "image", "demote", &spec]).await?;
     b.rbd(&["mirror", "image", "resync", &spec]).await?;

@@ -20,6 +20,8 @@ enum Treatment {
     Killed,
     /// It is killed, another one is started, and is killed in the midst of what it does first.
     KilledTwice,
+    /// It works on, and the primary's cluster is frozen: whoever promotes does not wait for that.
+    SiteLost,
 }
 
 /// Promotions by force at many seeded instants, of an image that is written to all the time; the copy then becomes the
@@ -27,9 +29,8 @@ enum Treatment {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_promoted_copy_is_a_state_of_the_primarys_disk() -> Result<()> {
     let stage = Stage::set("prefix").await?;
-    let treatments = [Treatment::Alive, Treatment::Killed, Treatment::KilledTwice];
-    for seed in 0..3_u64 {
-        let treatment = treatments[seed as usize % 3];
+    let treatments = [Treatment::Alive, Treatment::Killed, Treatment::KilledTwice, Treatment::SiteLost];
+    for (seed, treatment) in (0..).zip(treatments) {
         let image = format!("image-{seed}");
         one_promotion(&stage, &image, seed, treatment)
             .await
@@ -57,7 +58,7 @@ async fn one_promotion(stage: &Stage, image: &str, seed: u64, treatment: Treatme
     follows(stage, image, &pattern, &mut writer).await?;
 
     writer.reach(writer.batch() + 10 + seed * 13, LIMIT).await?;
-    if treatment != Treatment::Alive {
+    if matches!(treatment, Treatment::Killed | Treatment::KilledTwice) {
         kill(&mut daemon).await?;
     }
     if treatment == Treatment::KilledTwice {
@@ -67,7 +68,14 @@ async fn one_promotion(stage: &Stage, image: &str, seed: u64, treatment: Treatme
         until("the daemon to go on", async || Ok(stamps(b, &spec).await? != before)).await?;
         kill(&mut daemon).await?;
     }
-    b.rbd(&["mirror", "image", "promote", "--force", &spec]).await?;
+    if treatment == Treatment::SiteLost {
+        a.freeze()?;
+        let promoted = promote_and_use(b, &spec).await;
+        a.thaw()?;
+        promoted?;
+    } else {
+        b.rbd(&["mirror", "image", "promote", "--force", &spec]).await?;
+    }
     let begun = writer.kill().await? + 1;
     kill(&mut daemon).await?;
 
@@ -88,6 +96,12 @@ async fn one_promotion(stage: &Stage, image: &str, seed: u64, treatment: Treatme
         fail_back(stage, image, seed).await.context("failing back")?;
     }
     Ok(())
+}
+
+/// Promotes a copy, and does what only the owner of its lock may do.
+pub(super) async fn promote_and_use(cluster: &Cluster, spec: &str) -> Result<()> {
+    cluster.rbd(&["mirror", "image", "promote", "--force", spec]).await?;
+    Ok(cluster.snap_create(&format!("{spec}@promoted")).await?)
 }
 
 /// The copy arrives at what the writer has written, while it writes on.

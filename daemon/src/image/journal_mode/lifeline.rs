@@ -1,0 +1,107 @@
+//! The line to the remote cluster, which must not hold up those who want the local image.
+//!
+//! A remote cluster that is lost never answers. Then somebody promotes the image here, and cannot write to it until the
+//! session has given up its lock. So the remote cluster is reached through a line of the attempt's own, which is severed
+//! when the image is promoted, or the task is told to end: whatever waits for the remote cluster fails then, wherever that
+//! is, while what goes on locally comes to its end in order.
+
+use std::time::Duration;
+
+use deep_copy::ids::SnapIds;
+use journal::Journal;
+use journal::bootstrap::Owner;
+use journal::image_journal::ImageJournal;
+use journal::watch::{JournalChanges, JournalWatch};
+use rados::severable::{Line, severable};
+use rados::{Error, IoCtx, Location};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::image::{ImageContext, Shared};
+
+/// How long the remote cluster may take to answer when the image was promoted.
+const PROMOTED_GRACE: Duration = Duration::from_secs(1);
+/// The same when the task is told to end: somewhat less than it is waited for.
+const END_GRACE: Duration = Duration::from_secs(3);
+/// The pause before the local journal is read again, when that failed.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// The line of one attempt at following an image.
+pub(super) struct Lifeline {
+    line: Line,
+    /// The remote pool, through no line.
+    remote: IoCtx,
+    /// Cancelled when the image is promoted.
+    promoted: CancellationToken,
+    /// Who severs it. They end with it.
+    guards: JoinSet<()>,
+}
+
+impl Lifeline {
+    /// Lays a line. What is done with the context that this answers with fails when the line is severed.
+    pub(super) fn lay(ctx: &ImageContext) -> (ImageContext, Lifeline) {
+        let (backend, line) = severable(ctx.remote.backend().clone());
+        let location = Location { pool: ctx.remote.pool_id(), namespace: ctx.remote.namespace().into() };
+        let mut lifeline = Lifeline {
+            line,
+            remote: ctx.remote.clone(),
+            promoted: CancellationToken::new(),
+            guards: JoinSet::new(),
+        };
+        let cancel = ctx.cancel.clone();
+        lifeline.sever_after(END_GRACE, async move { cancel.cancelled().await });
+        (ImageContext { remote: IoCtx::new(backend, location), ..ctx.clone() }, lifeline)
+    }
+
+    /// Severs the line when the image of this journal is promoted, or gone; `watch` tells of that while it lasts.
+    pub(super) fn sever_when_promoted(&mut self, journal: &Journal, watch: &JournalWatch) {
+        let (journal, changes, told) = (journal.clone(), watch.changes(), self.promoted.clone());
+        self.sever_after(PROMOTED_GRACE, async move {
+            promoted(journal, changes).await;
+            told.cancel();
+        });
+    }
+
+    /// Tells that the image is promoted, or gone.
+    pub(super) fn promoted(&self) -> CancellationToken {
+        self.promoted.clone()
+    }
+
+    /// True once it is severed.
+    pub(super) fn is_severed(&self) -> bool {
+        self.line.is_severed()
+    }
+
+    /// For what waits for the remote cluster by other ways.
+    pub(super) fn line(&self) -> Line {
+        self.line.clone()
+    }
+
+    /// The reserve of snapshot ids of the remote data pool behind `data`. All images share it, so it does not end with
+    /// this line.
+    pub(super) fn remote_snap_ids(&self, shared: &Shared, data: &IoCtx) -> SnapIds {
+        shared.remote_snap_ids(&self.remote.with_pool(data.pool_id()))
+    }
+
+    fn sever_after(&mut self, grace: Duration, wanted: impl Future<Output = ()> + Send + 'static) {
+        let line = self.line.clone();
+        self.guards.spawn(async move {
+            wanted.await;
+            tokio::time::sleep(grace).await;
+            let what = "gave up waiting for the remote cluster: the local image is wanted by others";
+            line.sever(Error::new(libc::ECANCELED, what));
+        });
+    }
+}
+
+/// Waits until an image is primary, or has no journal any more.
+async fn promoted(journal: Journal, mut changes: JournalChanges) {
+    loop {
+        match ImageJournal::read(&journal).await {
+            Ok(journal) if journal.owner() == Owner::Primary => return,
+            Ok(_) => changes.changed().await,
+            Err(error) if error.is_not_found() => return,
+            Err(_) => tokio::time::sleep(RETRY_PAUSE).await,
+        }
+    }
+}
