@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use bootstrap::{ImportDirection, Secret, Token, attributes, create_token, set_site_name, site_name};
 use rados::fault::{Fault, FaultPlan, Faulty, Matcher};
 use rados::{Backend, Cluster};
+use tests::World as _;
 
 use crate::world::{Site, World, expect_same_refusal};
 
@@ -231,7 +232,7 @@ pub async fn cut_off_and_repeated(world: &World) -> Result<()> {
             );
         }
         ensure!(imported.remote_peer_uuid.is_some(), "{imported:?}");
-        world.remove_pools().await?;
+        world.tidy().await?;
         if faulty.requests() < nth {
             ensure!(nth > 8, "only {nth} requests were cut off");
             return Ok(());

@@ -85,13 +85,27 @@ pub struct World {
     pub b: Site,
 }
 
-impl World {
+impl tests::World for World {
     /// Starts them, or attaches to those that run.
-    pub async fn start() -> Result<World> {
+    async fn start() -> Result<World> {
         let clusters = TwoClusters::for_tests().await?;
         Ok(World { a: Site::connect(&clusters.a).await?, b: Site::connect(&clusters.b).await?, clusters })
     }
 
+    /// Removes the pools that scenarios have made.
+    async fn tidy(&self) -> Result<()> {
+        for site in [&self.a, &self.b] {
+            for (_, pool) in site.cluster.pools().await? {
+                if pool.starts_with(POOL_PREFIX) {
+                    site.stock.delete_pool(&pool).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl World {
     /// A new pool on both clusters, mirrored at site a. Both sites have their names.
     pub async fn pool(&self) -> Result<String> {
         let pool = format!("{POOL_PREFIX}{:08x}", rand::random::<u32>());
@@ -101,18 +115,6 @@ impl World {
         }
         self.a.rbd(&["enable", &pool, "image"]).await?;
         Ok(pool)
-    }
-
-    /// Removes the pools that scenarios have made.
-    pub async fn remove_pools(&self) -> Result<()> {
-        for site in [&self.a, &self.b] {
-            for (_, pool) in site.cluster.pools().await? {
-                if pool.starts_with(POOL_PREFIX) {
-                    site.stock.delete_pool(&pool).await?;
-                }
-            }
-        }
-        Ok(())
     }
 }
 

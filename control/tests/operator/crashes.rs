@@ -1,5 +1,7 @@
 //! Every action, cut off behind each of its requests, and done again: it must end as if it had not been cut off.
 //!
+//! What a crash behind a read leaves is what one behind the request before it leaves: actions crash behind changes only.
+//!
 //! A cut-off action runs in a runtime of its own, which ends with it: with it go its watches, as when a process ends.
 
 use std::sync::Arc;
@@ -8,9 +10,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use control::{Options, Pool, Quiesce};
-use futures::future::join_all;
+use futures::future::{join_all, try_join_all};
 use rados::error::ResultExt;
-use rados::fault::{Fault, FaultPlan, Faulty, Matcher};
+use rados::fault::{Fault, FaultPlan, Faulty, Matcher, OperationKind};
 use rados::{Backend, Cluster, SnapId, WriteOp, WriteSub};
 use rbd::image_state::{ImageState, set_resync_requested, write_image_state};
 use rbd::mirroring::{GlobalImageId, MirrorImage, MirrorImageMode, MirrorImageState, MirrorMode, Mirroring};
@@ -18,7 +20,7 @@ use rbd::snapshots::{self, NewSnapshot};
 use rbd::types::{MirrorSnapshot, MirrorSnapshotState, ObjectNumber};
 use rbd::{Features, HeaderUpdate, Image, NewImage, ObjectState, SnapshotNamespace, create, generate_id};
 
-use crate::picture::{Picture, expect_equal, picture};
+use crate::picture::{Picture, expect_equal, picture, picture_among};
 use crate::world::World;
 
 /// No action takes more requests.
@@ -145,12 +147,20 @@ impl Case {
     }
 }
 
-/// The pool, reached through a backend that suffers `fault` at the `nth` request.
+/// Which requests are to suffer a fault.
+fn suffering(fault: &Fault) -> Matcher {
+    match fault {
+        Fault::CrashAfter => Matcher::other_than(OperationKind::Read),
+        _ => Matcher::default(),
+    }
+}
+
+/// The pool, reached through a backend that suffers `fault` at the `nth` request that is to suffer it.
 async fn faulty(pool: &Pool, nth: u64, fault: Fault) -> Result<(Arc<Faulty>, Pool)> {
     let faulty = Faulty::new(pool.cluster().backend().clone(), FaultPlan::none(), &[]);
     let backend: Arc<dyn Backend> = faulty.clone();
     let there = Pool::open(&Cluster::new(backend), pool.name(), pool.namespace(), Options::default()).await?;
-    faulty.set_plan(FaultPlan::none().at(nth, Matcher::default(), fault));
+    faulty.set_plan(FaultPlan::none().at(nth, suffering(&fault), fault));
     Ok((faulty, there))
 }
 
@@ -181,7 +191,7 @@ where
     action(pool.clone(), undisturbed.name.clone()).await?;
     let expected = (without_locks(picture(pool, &undisturbed.name).await?), undisturbed.content().await?);
     for fault in [Fault::CrashAfter, Fault::LoseAnswer(Some(libc::ETIMEDOUT))] {
-        let cut = async |nth| -> Result<bool> {
+        let cut = async |nth| -> Result<(bool, Case, String)> {
             let case = prepare(Case::new(pool).await?).await.context("preparing")?;
             let what = format!("{fault:?} at request {nth} of image {}", case.name);
             let (reached, first) = cut_off(&case, nth, fault.clone(), &action).await?;
@@ -191,18 +201,23 @@ where
                     _ => {}
                 }
             }
-            let held = without_locks(picture(pool, &case.name).await?);
+            Ok((reached, case, what))
+        };
+        let check = async |(_, case, what): &(bool, Case, String), objects: &[String]| -> Result<()> {
+            let held = without_locks(picture_among(pool, &case.name, objects).await?);
             expect_equal(&expected.0, &held).with_context(|| what.clone())?;
             ensure!(case.content().await? == expected.1, "{what}: {:?}", case.content().await?);
-            Ok(reached)
+            Ok(())
         };
         let mut reached = 0;
         loop {
             // All are awaited, even when one has failed: a runtime must not be dropped in the midst of its work.
             let nths = reached + 1..=reached + CUTS_AT_ONCE;
-            let ended: Vec<bool> = join_all(nths.map(&cut)).await.into_iter().collect::<Result<_>>()?;
+            let ended: Vec<_> = join_all(nths.map(&cut)).await.into_iter().collect::<Result<_>>()?;
+            let objects = pool.ioctx().list_objects().await?;
+            try_join_all(ended.iter().map(|ended| check(ended, &objects))).await?;
             reached += CUTS_AT_ONCE;
-            if let Some(beyond) = ended.iter().position(|reached| !reached) {
+            if let Some(beyond) = ended.iter().position(|(reached, ..)| !reached) {
                 ensure!(beyond as u64 + reached - CUTS_AT_ONCE > 5, "hardly any requests were cut off");
                 break;
             }
@@ -225,14 +240,13 @@ where
     A: Future<Output = rados::Result<()>> + Send + 'static,
 {
     let (backend, there) = faulty(&case.pool, nth, fault).await?;
-    let before = backend.requests();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let running = runtime.spawn(action(there, case.name.clone()));
     let first = tokio::select! {
         ended = running => Some(ended?),
         () = backend.crashed() => None,
     };
-    let reached = backend.requests() - before >= nth;
+    let reached = backend.matched()[0] >= nth;
     drop(backend);
     runtime.shutdown_background();
     let (image, _) = case.image().await?;

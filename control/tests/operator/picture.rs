@@ -68,6 +68,11 @@ fn without_uuids(text: &str) -> String {
 
 /// Takes the picture of an image.
 pub async fn picture(pool: &Pool, name: &str) -> Result<Picture> {
+    picture_among(pool, name, &pool.ioctx().list_objects().await?).await
+}
+
+/// The same, when all objects of the pool have been listed: in a pool of many images, nothing takes longer.
+pub async fn picture_among(pool: &Pool, name: &str, objects: &[String]) -> Result<Picture> {
     let id = directory::id_of(pool.ioctx(), name).await?;
     let (image, header) = Image::open(pool.ioctx(), &id).await?;
     let mut replaced = vec![(id.0.clone(), "<id>"), (name.to_string(), "<name>")];
@@ -83,7 +88,7 @@ pub async fn picture(pool: &Pool, name: &str) -> Result<Picture> {
     header_parts(&header, &names, &mut picture);
     raw_header(&image, &names, &mut picture).await?;
     snapshots(&image, &header, &names, &mut picture).await?;
-    objects(&image, &names, &mut picture).await?;
+    objects_of(&image, objects, &names, &mut picture).await?;
     journal_of(&image, &names, &mut picture).await?;
     registrations(pool, &id, &names, &mut picture).await?;
     Ok(picture)
@@ -174,16 +179,16 @@ async fn snapshots(image: &Image, header: &ImageHeader, names: &Names, picture: 
 }
 
 /// Every object of the image, with the content of object maps. (That of data is compared by reading the image.)
-async fn objects(image: &Image, names: &Names, picture: &mut Picture) -> Result<()> {
+async fn objects_of(image: &Image, objects: &[String], names: &Names, picture: &mut Picture) -> Result<()> {
     let ioctx = image.header_ioctx();
     let map = format!("rbd_object_map.{}", image.id());
     let state = format!("rbd_mirror_snapshot.{}.", image.id());
-    for object in ioctx.list_objects().await?.into_iter().filter(|object| object.contains(&image.id().0)) {
+    for object in objects.iter().filter(|object| object.contains(&image.id().0)) {
         // What is left of an object for its snapshots goes when the OSD gets round to it.
-        if object.starts_with(image.object_prefix()) && ioctx.stat(&object).await.is_err() {
+        if object.starts_with(image.object_prefix()) && ioctx.stat(object).await.is_err() {
             continue;
         }
-        let mut place = names.text(&object);
+        let mut place = names.text(object);
         if let Some(hex) = object.strip_prefix(&format!("{map}.")) {
             place = format!("object map {}", names.snap(SnapId(u64::from_str_radix(hex, 16)?)));
         }
@@ -192,8 +197,8 @@ async fn objects(image: &Image, names: &Names, picture: &mut Picture) -> Result<
         }
         let mut told = String::new();
         if object.starts_with(&map) {
-            let content = ioctx.read_extent(&object, SnapId::HEAD, Extent::new(0, 1 << 20)).await?;
-            told = format!("{:02x?}, locked {}", &content[..], ioctx.list_locks(&object).await?.len());
+            let content = ioctx.read_extent(object, SnapId::HEAD, Extent::new(0, 1 << 20)).await?;
+            told = format!("{:02x?}, locked {}", &content[..], ioctx.list_locks(object).await?.len());
         }
         picture.insert(format!("object {place}"), told);
     }

@@ -72,15 +72,28 @@ pub struct World {
     pub b: Site,
 }
 
-impl World {
+impl tests::World for World {
     /// Starts them, or attaches to those that run.
-    pub async fn start() -> Result<World> {
+    async fn start() -> Result<World> {
         let clusters = TwoClusters::for_tests().await?;
         let attach = |cluster: &tests::Cluster| tests::Cluster::attach(cluster.folder());
         let (a, b) = (attach(&clusters.a)?, attach(&clusters.b)?);
         Ok(World { a: Site::connect(a).await?, b: Site::connect(b).await?, clusters })
     }
 
+    /// Removes the pools that scenarios have made: a cluster holds only so many placement groups.
+    async fn tidy(&self) -> Result<()> {
+        for site in [&self.a, &self.b] {
+            let pools = site.cluster.pools().await?;
+            for (_, pool) in pools.iter().filter(|(_, pool)| pool.starts_with(POOL_PREFIX)) {
+                site.stock.delete_pool(pool).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl World {
     /// A new pool on both clusters, whose two sides are peers.
     pub async fn mirrored_pool(&self) -> Result<String> {
         let pool = self.new_pool().await?;
@@ -93,17 +106,6 @@ impl World {
         let pool = format!("{POOL_PREFIX}{:08x}", rand::random::<u32>());
         self.clusters.create_pool(&pool).await?;
         Ok(pool)
-    }
-
-    /// Removes the pools that scenarios have made: a cluster holds only so many placement groups.
-    pub async fn remove_pools(&self) -> Result<()> {
-        for site in [&self.a, &self.b] {
-            let pools = site.cluster.pools().await?;
-            for (_, pool) in pools.iter().filter(|(_, pool)| pool.starts_with(POOL_PREFIX)) {
-                site.stock.delete_pool(pool).await?;
-            }
-        }
-        Ok(())
     }
 }
 

@@ -122,12 +122,14 @@ pub async fn run_stock(cluster: &Cluster, args: &[&str]) -> Result<Run> {
     run(stock(cluster, args)).await.with_context(|| args.join(" "))
 }
 
-impl World {
+impl tests::World for World {
     /// Starts the clusters, or attaches to those that run.
-    pub async fn start() -> Result<World> {
+    async fn start() -> Result<World> {
         Ok(World { clusters: TwoClusters::for_tests().await? })
     }
+}
 
+impl World {
     /// The first cluster.
     pub fn a(&self) -> &Cluster {
         &self.clusters.a

@@ -30,9 +30,9 @@ pub struct World {
     pub other: String,
 }
 
-impl World {
+impl tests::World for World {
     /// Uses the running clusters, or starts some.
-    pub async fn start() -> Result<World> {
+    async fn start() -> Result<World> {
         let clusters = TwoClusters::for_tests().await?;
         let [pool, other] = ["journals", "others"].map(|name| format!("{name}-{}", std::process::id()));
         clusters.a.create_pool(&pool).await?;
@@ -49,12 +49,14 @@ impl World {
     }
 
     /// Removes what was made.
-    pub async fn end(&self) -> Result<()> {
+    async fn end(&self) -> Result<()> {
         self.stock().delete_pool(&self.pool).await?;
         self.stock().delete_pool(&self.other).await?;
         Ok(())
     }
+}
 
+impl World {
     /// The cluster, driven by stock tools.
     pub fn stock(&self) -> &Cluster {
         &self.clusters.a

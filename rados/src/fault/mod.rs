@@ -102,6 +102,11 @@ impl Faulty {
         self.shared.progress().counts.values().map(|count| count.operations).sum()
     }
 
+    /// How many requests each rule of the plan has matched so far, in the order of the rules.
+    pub fn matched(&self) -> Vec<u64> {
+        self.shared.progress().matched.clone()
+    }
+
     /// Crashes now.
     pub fn crash(&self) {
         self.shared.crashed.send_replace(true);

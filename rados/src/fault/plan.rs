@@ -42,6 +42,8 @@ pub enum ObjectPattern {
 pub struct Matcher {
     /// What it is.
     pub kind: Option<OperationKind>,
+    /// What it is not.
+    pub other_than: Option<OperationKind>,
     /// On which object; requests that have none don't match.
     pub object: Option<ObjectPattern>,
     /// A class method that the operation calls, as `class.method`.
@@ -149,6 +151,11 @@ impl Matcher {
         Matcher { kind: Some(kind), ..Self::default() }
     }
 
+    /// Requests of all kinds but one.
+    pub fn other_than(kind: OperationKind) -> Self {
+        Matcher { other_than: Some(kind), ..Self::default() }
+    }
+
     /// Operations that call `class.method`.
     pub fn method(method: &str) -> Self {
         Matcher { method: Some(method.to_string()), ..Self::default() }
@@ -169,6 +176,7 @@ impl Matcher {
         };
         object
             && self.kind.is_none_or(|kind| kind == request.kind)
+            && self.other_than != Some(request.kind)
             && self.method.as_ref().is_none_or(|method| request.methods.contains(method))
     }
 }

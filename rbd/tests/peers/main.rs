@@ -1,8 +1,7 @@
 //! What this crate shares with others on one real cluster: locks, notifications and mirroring metadata, each side played
 //! by the stock `rbd` as well.
 //!
-//! All scenarios share one cluster, because starting one takes longer than they do. An argument picks those whose name
-//! contains it.
+//! All scenarios share one cluster, because starting one takes longer than they do.
 
 mod asking;
 mod image_states;
@@ -12,67 +11,32 @@ mod metadata;
 mod statuses;
 mod world;
 
-use std::process::ExitCode;
-use std::time::Instant;
-
-use world::World;
-
-/// Runs scenarios one after another and tells how they went.
-macro_rules! run {
-    ($world:expr, $filter:expr, [$($scenario:path),* $(,)?]) => {{
-        let mut failed = 0;
-        $(
-            let name = stringify!($scenario);
-            if $filter.as_ref().is_none_or(|filter: &String| name.contains(filter.as_str())) {
-                let start = Instant::now();
-                match Box::pin($scenario(&$world)).await {
-                    Ok(()) => println!("ok      {name} ({:.1} s)", start.elapsed().as_secs_f64()),
-                    Err(error) => {
-                        println!("FAILED  {name}: {error:#}");
-                        failed += 1;
-                    }
-                }
-            }
-        )*
-        failed
-    }};
-}
-
-fn main() -> ExitCode {
-    let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let failed = runtime.block_on(async {
-        let world = World::start().await.expect("a cluster");
-        run!(
-            world,
-            filter,
-            [
-                metadata::modes_and_peers_agree_with_stock,
-                metadata::images_agree_with_stock,
-                metadata::changes_are_told_of,
-                metadata::daemons_keep_their_books,
-                statuses::a_status_lives_with_its_watch,
-                statuses::statuses_are_listed_and_summed_up,
-                image_states::states_are_those_of_stock,
-                image_states::large_states_span_objects,
-                image_states::resyncs_are_requested,
-                locks::stock_takes_the_lock_over_and_gives_it_back,
-                locks::a_refused_peer_is_told_so,
-                locks::a_frozen_owner_keeps_the_lock,
-                locks::a_killed_owner_is_fenced,
-                locks::two_of_ours_take_turns,
-                locks::a_wish_dropped_leaves_nothing,
-                locks::a_lock_outlives_a_restarted_osd,
-                locks::a_blocklisted_owner_learns_of_it,
-                locks::a_persons_lock_is_respected,
-                asking::stock_operations_get_the_lock,
-                asking::refused_operations_fail,
-                asking::a_stock_owner_does_what_we_ask,
-                asking::what_stock_clients_say_is_understood,
-                managed::leaders_take_turns,
-                managed::a_live_leader_is_only_broken_by_force,
-            ]
-        )
-    });
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
+tests::run_scenarios!(
+    world::World,
+    [
+        metadata::modes_and_peers_agree_with_stock,
+        metadata::images_agree_with_stock,
+        metadata::changes_are_told_of,
+        metadata::daemons_keep_their_books,
+        statuses::a_status_lives_with_its_watch,
+        statuses::statuses_are_listed_and_summed_up,
+        image_states::states_are_those_of_stock,
+        image_states::large_states_span_objects,
+        image_states::resyncs_are_requested,
+        locks::stock_takes_the_lock_over_and_gives_it_back,
+        locks::a_refused_peer_is_told_so,
+        locks::a_frozen_owner_keeps_the_lock,
+        locks::a_killed_owner_is_fenced,
+        locks::two_of_ours_take_turns,
+        locks::a_wish_dropped_leaves_nothing,
+        locks::a_lock_outlives_a_restarted_osd,
+        locks::a_blocklisted_owner_learns_of_it,
+        locks::a_persons_lock_is_respected,
+        asking::stock_operations_get_the_lock,
+        asking::refused_operations_fail,
+        asking::a_stock_owner_does_what_we_ask,
+        asking::what_stock_clients_say_is_understood,
+        managed::leaders_take_turns,
+        managed::a_live_leader_is_only_broken_by_force,
+    ]
+);

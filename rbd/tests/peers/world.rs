@@ -33,9 +33,9 @@ pub struct World {
     _folder: tempfile::TempDir,
 }
 
-impl World {
+impl tests::World for World {
     /// Starts the cluster.
-    pub async fn start() -> Result<World> {
+    async fn start() -> Result<World> {
         let folder = tempfile::tempdir()?;
         let stock =
             tests::Cluster::start(&folder.path().join("c"), &tests::ClusterOptions::default()).await?;
@@ -46,7 +46,9 @@ impl World {
         let pool = cluster.pool(cluster.pool_by_name(POOL).await?);
         Ok(World { stock, cluster, pool, _folder: folder })
     }
+}
 
+impl World {
     /// The pool through a connection of its own.
     pub async fn stranger(&self, options: &[(&str, &str)]) -> Result<(Cluster, IoCtx)> {
         let cluster = connect(&self.stock, options).await?;

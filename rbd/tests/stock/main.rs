@@ -13,75 +13,41 @@ mod rollback;
 mod snapshots;
 mod world;
 
-use std::process::ExitCode;
-use std::time::Instant;
-
-use world::World;
-
-/// Runs a scenario and tells how it went.
-macro_rules! run {
-    ($world:expr, $failed:expr, $filter:expr, [$($scenario:path),* $(,)?]) => {$(
-        let name = stringify!($scenario);
-        if $filter.as_ref().is_none_or(|filter| name.contains(filter.as_str())) {
-            let start = Instant::now();
-            match Box::pin($scenario(&$world)).await {
-                Ok(()) => println!("ok      {name} ({:.1} s)", start.elapsed().as_secs_f64()),
-                Err(error) => {
-                    println!("FAILED  {name}: {error:#}");
-                    $failed += 1;
-                }
-            }
-        }
-    )*};
-}
-
-fn main() -> ExitCode {
-    let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let failed = runtime.block_on(async {
-        let world = World::start().await.expect("a cluster");
-        let mut failed = 0;
-        run!(
-            world,
-            failed,
-            filter,
-            [
-                creation::native_and_stock_leave_the_same,
-                creation::stock_tools_use_native_images,
-                creation::creation_can_be_repeated_and_is_undone,
-                creation::images_are_renamed,
-                headers::headers_tell_what_stock_tools_tell,
-                headers::large_headers_are_read_whole,
-                headers::headers_are_consistent_under_changes,
-                headers::updates_take_effect,
-                headers::mirror_snapshots_are_updated,
-                clones::clones_leave_the_same,
-                clones::clones_are_known_on_both_sides,
-                clones::snapshots_stay_clones,
-                snapshots::snapshots_leave_the_same,
-                snapshots::snapshots_hold_their_content,
-                snapshots::making_can_be_repeated,
-                snapshots::protection_sees_clones,
-                object_maps::maps_agree_with_the_class_methods,
-                object_maps::fast_diff_agrees_with_stock,
-                object_maps::a_lock_guards_the_map,
-                crashes::creation,
-                crashes::cloning,
-                crashes::making_snapshots,
-                crashes::removing_snapshots,
-                crashes::renaming,
-                crashes::removing,
-                crashes::trashing,
-                rollback::rollbacks_leave_the_same,
-                rollback::later_writes_are_undone,
-                rollback::a_clone_sees_its_parent_again,
-                rollback::removing_many_leaves_the_same,
-                removal::nothing_is_left,
-                removal::images_in_use_stay,
-                removal::trash_is_shared_with_stock_tools,
-            ]
-        );
-        failed
-    });
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
+tests::run_scenarios!(
+    world::World,
+    [
+        creation::native_and_stock_leave_the_same,
+        creation::stock_tools_use_native_images,
+        creation::creation_can_be_repeated_and_is_undone,
+        creation::images_are_renamed,
+        headers::headers_tell_what_stock_tools_tell,
+        headers::large_headers_are_read_whole,
+        headers::headers_are_consistent_under_changes,
+        headers::updates_take_effect,
+        headers::mirror_snapshots_are_updated,
+        clones::clones_leave_the_same,
+        clones::clones_are_known_on_both_sides,
+        clones::snapshots_stay_clones,
+        snapshots::snapshots_leave_the_same,
+        snapshots::snapshots_hold_their_content,
+        snapshots::making_can_be_repeated,
+        snapshots::protection_sees_clones,
+        object_maps::maps_agree_with_the_class_methods,
+        object_maps::fast_diff_agrees_with_stock,
+        object_maps::a_lock_guards_the_map,
+        crashes::creation,
+        crashes::cloning,
+        crashes::making_snapshots,
+        crashes::removing_snapshots,
+        crashes::renaming,
+        crashes::removing,
+        crashes::trashing,
+        rollback::rollbacks_leave_the_same,
+        rollback::later_writes_are_undone,
+        rollback::a_clone_sees_its_parent_again,
+        rollback::removing_many_leaves_the_same,
+        removal::nothing_is_left,
+        removal::images_in_use_stay,
+        removal::trash_is_shared_with_stock_tools,
+    ]
+);

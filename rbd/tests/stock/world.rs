@@ -35,9 +35,9 @@ pub struct World {
     _folder: tempfile::TempDir,
 }
 
-impl World {
+impl tests::World for World {
     /// Starts the cluster.
-    pub async fn start() -> Result<World> {
+    async fn start() -> Result<World> {
         let folder = tempfile::tempdir()?;
         let mut options = tests::ClusterOptions::default();
         // On what looks like a hard disk, OSDs pause for 5 s behind every object that they trim.
@@ -57,7 +57,9 @@ impl World {
         let other = cluster.pool(cluster.pool_by_name(OTHER_POOL).await?);
         Ok(World { stock, pool, other, _folder: folder })
     }
+}
 
+impl World {
     /// A plain image to be made, of 4 MiB objects.
     pub fn new_image(&self, name: &str, size: u64, features: Features) -> NewImage {
         NewImage {
