@@ -331,6 +331,20 @@ impl Cluster {
         self.signal_all(Signal::SIGCONT)
     }
 
+    /// The same, and has it serve again however long it was frozen. The lease of a placement group that has a single OSD
+    /// is renewed by nobody's acknowledgement: a request that comes after it ran out, and before it is renewed, waits for
+    /// ever, and so do all others behind it. Being called down, the OSD begins anew.
+    pub async fn revive(&self, limit: Duration) -> Result<()> {
+        self.thaw()?;
+        let osds: Vec<String> = (0..self.osd_count()).map(|osd| osd.to_string()).collect();
+        wait::until(&format!("cluster {} to be back", self.name()), limit, || async {
+            let down = self.tool("ceph").args(["osd", "down"]).args(&osds).limit(PROBE_LIMIT).run().await;
+            Ok(down.is_ok().then_some(()))
+        })
+        .await?;
+        self.wait_healthy(limit).await
+    }
+
     fn signal_all(&self, signal: Signal) -> Result<()> {
         for identity in self.state()?.daemons.values() {
             identity.signal(signal);

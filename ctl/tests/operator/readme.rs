@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tests::{Cluster, Extents, MirrorDaemon};
 use tokio::process::Command;
 
-use crate::world::{LIMIT, MIB, World, ctl, our_daemon, run, until};
+use crate::world::{LIMIT, MIB, World, ctl, our_daemon, run};
 
 const POOL: &str = "image-pool";
 
@@ -96,9 +96,8 @@ impl Theatre<'_> {
                 a.freeze()?;
             }
             "site-a is back" => {
-                a.thaw()?;
+                a.revive(LIMIT).await?;
                 self.lost = false;
-                until("site-a to be back", async || Ok(a.rbd(&["ls", POOL]).await.is_ok())).await?;
             }
             "site-a is primary" => expect_primary(a, b, &disk).await?,
             "site-b is primary" => expect_primary(b, a, &disk).await?,
@@ -136,7 +135,7 @@ pub async fn the_three_stories(world: &World) -> Result<()> {
         }
     }
     if theatre.lost {
-        world.a().thaw()?;
+        world.a().revive(LIMIT).await?;
     }
     played?;
     drop(theatre);
