@@ -302,6 +302,7 @@ async fn in_an_emergency(
         ensure!(b.sha256(image).await? == expected[index], "{image} is not what had arrived");
         let images = filed["details"]["images"].as_array().context("images are told")?;
         let one = images.iter().find(|one| one["image"] == image.as_str()).context("all images are told")?;
+        ensure!(one["lost"]["nothing"] == false, "{one}, but the other site is only silent");
         let Some(arrived) = &arrived[index] else { continue };
         let moment = &one["continues_from"];
         let bound = |name: &str| moment[name].as_str();
