@@ -42,6 +42,8 @@ use crate::session::Session;
 
 /// Pause before it is looked again who watches, when nobody told of a change.
 const WATCHERS_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a daemon may take to close a copy that it follows no more.
+const CLOSING_MAX: Duration = Duration::from_secs(30);
 
 /// From which point in time an image continues that is (or would be) promoted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -150,7 +152,12 @@ impl Session {
         let mut decided = self.plan_promotion(force).await?;
         let mut foreseen = None;
         if let Plan::Promote { forced: Some(forced), .. } = decided {
+            let before = foresee(self.header(), &decided).continues_from;
             (decided, foreseen) = self.take_from_daemons(global_id, forced).await?;
+            // Nothing was being copied, and the copy went when the orphan came.
+            let gone =
+                matches!(decided, Plan::Promote { forced: Some(now), base: None } if now.roll_back.is_none());
+            foreseen = foreseen.or(before.filter(|_| gone && forced.roll_back.is_none()));
         }
         let mut promotion = foresee(self.header(), &decided);
         promotion.continues_from = promotion.continues_from.or(foreseen);
@@ -160,11 +167,25 @@ impl Session {
                 if let Some(Forced { roll_back: Some(roll_back), resumed }) = forced {
                     self.roll_back(roll_back.to, resumed).await?;
                 }
-                self.create_primary_snapshot(Purpose::Promote, global_id, Quiesce::Skip).await?;
+                self.create_promotion_snapshot(global_id).await?;
                 self.make_writable().await?;
             }
         }
         Ok(promotion)
+    }
+
+    /// Ceph's daemon keeps the lock, and refuses what is asked of it, while it closes a copy whose primary was demoted.
+    async fn create_promotion_snapshot(&mut self, global_id: &GlobalImageId) -> Result<()> {
+        let made = self.create_primary_snapshot(Purpose::Promote, global_id, Quiesce::Skip).await;
+        let error = match made {
+            Err(error) if error.is(libc::EROFS) && self.watchers().await?.daemons > 0 => error,
+            made => return made.map(drop),
+        };
+        tokio::time::timeout(CLOSING_MAX, self.wait_for_daemons()).await.map_err(|_| error)??;
+        self.refresh().await?;
+        // Somebody else may have promoted it meanwhile.
+        self.plan_promotion(false).await?;
+        self.create_primary_snapshot(Purpose::Promote, global_id, Quiesce::Skip).await.map(drop)
     }
 
     /// Does what a promotion (or a demotion before it was decided) that was cut off has left.

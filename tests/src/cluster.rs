@@ -351,12 +351,15 @@ impl Cluster {
     pub async fn thaw(&self) -> Result<()> {
         self.signal_all(Signal::SIGCONT)?;
         let frozen = self.frozen.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if frozen.is_some_and(|since| since.elapsed() >= SAFELY_FROZEN) {
-            let osds: Vec<_> = (0..self.osd_count()).map(|osd| osd.to_string()).collect();
-            let osds: Vec<_> = osds.iter().map(String::as_str).collect();
-            self.ceph(&[&["osd", "down"], osds.as_slice()].concat()).await?;
+        if frozen.is_none_or(|since| since.elapsed() < SAFELY_FROZEN) {
+            return Ok(());
         }
-        Ok(())
+        let osds: Vec<String> = (0..self.osd_count()).map(|osd| osd.to_string()).collect();
+        wait::until(&format!("cluster {} to be back", self.name()), DAEMON_START_LIMIT, || async {
+            let down = self.tool("ceph").args(["osd", "down"]).args(&osds).limit(PROBE_LIMIT).run().await;
+            Ok(down.is_ok().then_some(()))
+        })
+        .await
     }
 
     fn signal_all(&self, signal: Signal) -> Result<()> {

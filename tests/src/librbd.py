@@ -2,6 +2,7 @@
 
     write OFFSET HEX            same OFFSET LENGTH HEX      compare OFFSET HEX-TO-BE-THERE HEX
     discard OFFSET LENGTH       zeroes OFFSET LENGTH        flush
+    lock (and give the lock to nobody who asks for it)
     burst COUNT LENGTH DEPTH SEED SIZE
 
 Each is answered by a line with what librbd returned: a length, 0, or a negated errno. A burst writes random bytes at
@@ -69,6 +70,8 @@ def run(image, command, words):
         return rbd.rbd_write_zeroes(image, u64(int(words[0])), size_t(int(words[1])), 0, 0)
     if command == "flush":
         return rbd.rbd_flush(image)
+    if command == "lock":
+        return rbd.rbd_lock_acquire(image, 0)  # RBD_LOCK_MODE_EXCLUSIVE
     if command == "burst":
         return burst(image, *map(int, words))
     sys.exit("there is no command " + command)

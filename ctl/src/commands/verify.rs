@@ -243,7 +243,10 @@ impl Verifier<'_> {
             }
         }
         let report = match journalled {
-            true => self.at_checkpoint(pair, progress).await?,
+            true => self.at_checkpoint(pair, progress).await.map_err(|failure| match &remark {
+                Some(remark) => Failure::new(failure.code(), format!("{remark}; {failure}")),
+                None => failure,
+            })?,
             false => {
                 let name = &pair.primary.name;
                 let snap = self.of_primary(Box::pin(pair.primary_pool.snapshot(name, None))).await?;
@@ -272,7 +275,8 @@ impl Verifier<'_> {
         let name = &pair.primary.name;
         let point = format!("{NAME_PREFIX}{}", uuid::Uuid::new_v4());
         let made = async {
-            self.of_primary(Box::pin(pair.primary_pool.make_checkpoint(name, &point))).await?;
+            let make = self.of_primary(Box::pin(pair.primary_pool.make_checkpoint(name, &point)));
+            make.await.map_err(|failure| refused(failure, &targets::image_name(pair.primary_pool, name)))?;
             self.arrive(pair, |header| header.user_snapshot(&point).is_some()).await?;
             self.as_is(pair, progress).await.map_err(failed)
         };
@@ -357,6 +361,20 @@ impl Verified {
             (Some(report), _) => format!("DIFFERENT in {} objects", report.objects_different),
             (None, error) => format!("not compared: {}", error.as_deref().unwrap_or("no reason is known")),
         }
+    }
+}
+
+/// Why no point could be made, with what to do when it is because somebody keeps the image's lock.
+fn refused(failure: Failure, image: &str) -> Failure {
+    match failure.code() {
+        libc::EROFS => Failure::new(
+            libc::EROFS,
+            format!(
+                "{failure}; have that client (see `rbd lock ls {image}`) close the image, or make a snapshot of it with `rbd \
+                 snap create` while nothing is written to it, and verify again"
+            ),
+        ),
+        _ => failure,
     }
 }
 

@@ -123,7 +123,7 @@ impl Emergency<'_> {
         let nothing_lost = facts.info.role == Role::Orphan && !promotion.rolls_back;
         let moment = self.moment(facts, &promotion, &told).await?;
         let lost = if nothing_lost {
-            Loss { written_after: None, known: Vec::new() }
+            Loss { nothing: true, written_after: None, known: Vec::new() }
         } else {
             loss(&moment, &told, there)
         };
@@ -253,7 +253,8 @@ fn loss(moment: &Moment, told: &Told, there: Option<&SideFacts>) -> Loss {
             "at least {entries} journal entries, by which the copy was behind when last heard of"
         ));
     }
-    Loss { written_after: moment.primary_time.clone().or_else(|| moment.not_before.clone()), known }
+    let written_after = moment.primary_time.clone().or_else(|| moment.not_before.clone());
+    Loss { nothing: false, written_after, known }
 }
 
 /// The moment to the second, as the daemon's words count; its end, so that the same second is not taken for a later one.
@@ -291,5 +292,7 @@ mod tests {
         assert!(current.known.is_empty(), "{current:?}");
         let journal = loss(&moment(None), &Told { entries_behind: Some(7), ..Told::default() }, None);
         assert!(journal.in_words().contains("7 journal entries"), "{}", journal.in_words());
+        let unknown = loss(&Moment { not_before: None, ..moment(None) }, &Told::default(), None);
+        assert_eq!(unknown.in_words(), "whatever had not arrived");
     }
 }

@@ -15,7 +15,7 @@ use journal::types::{IMAGE_CLIENT_ID, LOCAL_MIRROR_UUID, ORPHAN_MIRROR_UUID, Tag
 use rados::error::ResultExt;
 use rados::{Result, SnapId};
 use rbd::layout::header_object;
-use rbd::mirroring::{GlobalImageId, MIRRORING_OBJECT, MirrorImageMode, Mirroring, SiteStatus};
+use rbd::mirroring::{GlobalImageId, MIRRORING_OBJECT, MirrorImageMode, Mirroring, SiteStatus, StatusState};
 use rbd::{ImageHeader, MirrorSnapshotState, Timestamp, directory};
 
 use super::plan;
@@ -85,6 +85,12 @@ impl Pair {
             History::Snapshots(there) => there.newest_own.map(|(snap, _, _)| snap),
             History::Tags(_) => None,
         }
+    }
+
+    /// True when the daemon here says that the copy is whole and follows its primary.
+    pub fn is_followed(&self) -> bool {
+        let status = self.here.as_ref().and_then(|here| here.status.as_ref());
+        status.is_some_and(|status| status.up && status.state == StatusState::Replaying)
     }
 
     /// True when the copy here is complete up to the mirror-snapshot `snap` there.

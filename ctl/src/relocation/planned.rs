@@ -7,7 +7,7 @@ use control::PoolOutcome;
 use rados::SnapId;
 use rbd::mirroring::{GlobalImageId, MirrorImageMode, StatusState};
 
-use super::facts::{self, Pair};
+use super::facts::{self, Pair, SideFacts};
 use super::plan::{self, Goal, Next};
 use super::report::{Details, Step};
 use crate::failure::Failure;
@@ -54,12 +54,15 @@ impl Relocation<'_> {
         let mut planned = self.look().await?;
         self.refuse(&planned)?;
         self.tell("looked", began, summary(&planned))?;
-        if count(&planned, Next::Mend) > 0 {
+        let mending = count(&planned, Next::Mend) > 0;
+        if mending {
             self.mend(&planned).await?;
-            planned = self.look().await?;
         }
-        if count(&planned, Next::CatchUp) + count(&planned, Next::Mend) > 0 {
-            self.check_daemon(&planned).await?;
+        // What is mended is followed by its global id from now on: the daemon may take the image away and make it anew.
+        if mending || count(&planned, Next::CatchUp) > 0 {
+            if !mending {
+                self.check_daemon(&planned).await?;
+            }
             Box::pin(self.catch_up(&planned)).await?;
             planned = self.look().await?;
             self.refuse(&planned)?;
@@ -167,8 +170,7 @@ impl Relocation<'_> {
         self.tell("mended", began, sentence)
     }
 
-    /// Makes sure that there is somebody to copy the last changes, before anything is demoted. Of images that are being
-    /// mended the daemon may still say that they cannot be followed.
+    /// Makes sure that there is somebody to copy the last changes, before anything is changed.
     async fn check_daemon(&mut self, planned: &Planned) -> Result<(), Failure> {
         let began = Instant::now();
         let mut planned = planned.clone();
@@ -177,7 +179,7 @@ impl Relocation<'_> {
             let faults: Vec<(&Pair, Fault)> =
                 moving.filter_map(|(pair, _)| Some((pair, Fault::of(pair)?))).collect();
             let Some((pair, fault)) = faults.first() else { return Ok(()) };
-            if began.elapsed() > fault.patience().min(self.timeout) {
+            if began.elapsed() > fault.patience(false).min(self.timeout) {
                 let name = targets::image_name(self.pool, pair.name());
                 let more = match faults.len() - 1 {
                     0 => String::new(),
@@ -193,29 +195,34 @@ impl Relocation<'_> {
         }
     }
 
-    /// Has all but the very last changes copied while the images are still in use there.
+    /// Has all but the very last changes copied while the images are still in use there. In journal mode, where no moment
+    /// has a name, the copies are at least whole, and followed: a daemon does not begin to copy an image that has no
+    /// primary.
     async fn catch_up(&mut self, planned: &Planned) -> Result<(), Failure> {
         let began = Instant::now();
-        let mut awaited: BTreeMap<GlobalImageId, SnapId> = BTreeMap::new();
-        let moving = of(planned, Next::CatchUp).chain(of(planned, Next::Mend));
-        let by_snapshots = moving.filter_map(|pair| {
-            let there =
-                pair.there.as_ref().filter(|there| there.info.mode == Some(MirrorImageMode::Snapshot))?;
-            Some((pair, there.info.name.clone()))
-        });
-        for (pair, name) in by_snapshots {
-            let snap = Box::pin(self.other.answer(self.other.pool.snapshot(&name, None))).await?;
+        let mut awaited: BTreeMap<GlobalImageId, Option<SnapId>> = BTreeMap::new();
+        for pair in of(planned, Next::CatchUp).chain(of(planned, Next::Mend)) {
+            let by_snapshots = |there: &&SideFacts| there.info.mode == Some(MirrorImageMode::Snapshot);
+            let snap = match pair.there.as_ref().filter(by_snapshots) {
+                Some(there) => {
+                    let made = self.other.pool.snapshot(&there.info.name, None);
+                    Some(Box::pin(self.other.answer(made)).await?)
+                }
+                None => None,
+            };
             awaited.insert(pair.global_id.clone(), snap);
         }
-        let images = awaited.len();
-        if images == 0 {
-            return Ok(());
-        }
-        self.wait("copying", images, move |pair| {
-            awaited.get(&pair.global_id).is_none_or(|snap| pair.has_copied(*snap))
+        let (images, goal) = (awaited.len(), self.goal);
+        self.wait("copying", images, move |pair| match awaited.get(&pair.global_id) {
+            Some(Some(snap)) => pair.has_copied(*snap),
+            Some(None) => {
+                let (here, there) = pair.sides();
+                plan::next(goal, here, there) == Next::CatchUp && pair.is_followed()
+            }
+            None => true,
         })
         .await?;
-        self.tell("caught up", began, format!("{images} images hold what was written until just now"))
+        self.tell("caught up", began, format!("{images} copies are whole and follow their primaries"))
     }
 
     /// Demotes there.
@@ -329,7 +336,8 @@ impl Relocation<'_> {
         let began = Instant::now();
         let bar = Bar::new(action, "images");
         bar.keep_moving();
-        let mut well_at = Instant::now();
+        // What is wrong, and since when; progress with any image shows that there is a daemon that does something.
+        let (mut wrong, mut since, mut fewest) = (None, Instant::now(), usize::MAX);
         loop {
             let planned = self.look().await?;
             let waiting: Vec<&Pair> =
@@ -339,16 +347,16 @@ impl Relocation<'_> {
             let fault = waiting.iter().find_map(|pair| Fault::of(pair));
             bar.remark(&fault.as_ref().map_or(String::new(), Fault::to_string));
             let name = targets::image_name(self.pool, first.name());
-            match &fault {
-                None => well_at = Instant::now(),
-                Some(fault) if well_at.elapsed() > fault.patience() => {
-                    let sentence = format!(
-                        "changes of {} images have not arrived, '{name}' among them: {fault}",
-                        waiting.len()
-                    );
-                    return Err(Failure::new(libc::ETIMEDOUT, sentence));
-                }
-                Some(_) => {}
+            let kind = fault.as_ref().map(std::mem::discriminant);
+            if waiting.len() < fewest || kind != wrong {
+                (wrong, since, fewest) = (kind, Instant::now(), fewest.min(waiting.len()));
+            }
+            if let Some(fault) = fault.filter(|fault| since.elapsed() > fault.patience(true)) {
+                let sentence = format!(
+                    "changes of {} images have not arrived, '{name}' among them: {fault}",
+                    waiting.len()
+                );
+                return Err(Failure::new(libc::ETIMEDOUT, sentence));
             }
             if began.elapsed() > self.timeout {
                 let sentence = format!(
@@ -441,6 +449,8 @@ fn summary(planned: &Planned) -> String {
 
 /// Why the daemon here cannot be counted on for a pair.
 enum Fault {
+    /// There is no image, or no more.
+    Absent,
     /// It has said nothing of the image.
     Silent,
     /// It is not running.
@@ -451,7 +461,8 @@ enum Fault {
 
 impl Fault {
     fn of(pair: &Pair) -> Option<Fault> {
-        match pair.here.as_ref().and_then(|here| here.status.as_ref()) {
+        let Some(here) = &pair.here else { return Some(Fault::Absent) };
+        match &here.status {
             None => Some(Fault::Silent),
             Some(status) if !status.up => Some(Fault::Down),
             Some(status) if status.state == StatusState::Error => {
@@ -461,11 +472,13 @@ impl Fault {
         }
     }
 
-    /// How long it is hoped that the fault goes away by itself: a daemon may be starting, or about to try again.
-    fn patience(&self) -> Duration {
+    /// How long it is hoped that the fault goes away by itself: a daemon may be starting, or about to try again. Ceph's
+    /// looks around every half a minute, and tells its own site no earlier of images that it makes anew (`anew`).
+    fn patience(&self, anew: bool) -> Duration {
         match self {
-            Fault::Silent | Fault::Down => Duration::from_secs(15),
-            Fault::Error(_) => Duration::from_secs(90),
+            Fault::Down => Duration::from_secs(15),
+            Fault::Silent if !anew => Duration::from_secs(15),
+            Fault::Absent | Fault::Silent | Fault::Error(_) => Duration::from_secs(90),
         }
     }
 }
@@ -473,6 +486,7 @@ impl Fault {
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Fault::Absent => f.write_str("the mirror daemon of this site has not made the image (anew) yet"),
             Fault::Silent => f.write_str("the mirror daemon of this site says nothing of it; is it running?"),
             Fault::Down => f.write_str("the mirror daemon of this site is not running"),
             Fault::Error(description) => write!(f, "the mirror daemon of this site says: {description}"),

@@ -73,6 +73,8 @@ pub struct Moment {
 /// What is lost when an image continues from a moment of the past.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Loss {
+    /// True when it is known that nothing is lost.
+    pub nothing: bool,
     /// Everything that the primary was told to write after this (UTC)…
     pub written_after: Option<String>,
     /// …of which this is known.
@@ -165,6 +167,10 @@ impl Loss {
             parts.push(format!("what was written after {after}"));
         }
         parts.extend(self.known.iter().cloned());
-        if parts.is_empty() { "nothing".to_string() } else { parts.join("; ") }
+        match parts.is_empty() {
+            true if self.nothing => "nothing".to_string(),
+            true => "whatever had not arrived".to_string(),
+            false => parts.join("; "),
+        }
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tests::{Cluster, Extents, MirrorDaemon};
 use tokio::process::Command;
 
-use crate::world::{LIMIT, MIB, World, ctl, our_daemon, run, until};
+use crate::world::{LIMIT, MIB, World, ctl, our_daemon, run};
 
 const POOL: &str = "image-pool";
 
@@ -97,8 +97,8 @@ impl Theatre<'_> {
             }
             "site-a is back" => {
                 a.thaw().await?;
+                a.wait_healthy(LIMIT).await?;
                 self.lost = false;
-                until("site-a to be back", async || Ok(a.rbd(&["ls", POOL]).await.is_ok())).await?;
             }
             "site-a is primary" => expect_primary(a, b, &disk).await?,
             "site-b is primary" => expect_primary(b, a, &disk).await?,

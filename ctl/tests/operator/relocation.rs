@@ -208,24 +208,36 @@ async fn killed_behind(child: &mut Child, report: &Path, step: &str) -> Result<b
 /// arrived whole, tells from when that is, and the site gets its role back when it returns.
 pub async fn the_other_site_is_lost(world: &World) -> Result<()> {
     let stage = Stage::set(world, &[SNAPSHOT, JOURNAL], &our_daemon()).await?;
-    let (a, b) = (world.a(), world.b());
     lose_the_other_site(&stage, true).await?;
+    win_it_back(stage).await
+}
 
-    // Both are primary now: nothing goes on by itself, and nothing is given up unasked.
+/// Both sites are primary: nothing goes on by itself, and nothing is given up unasked. What was written since at the site
+/// that went on is kept, and nothing else.
+async fn win_it_back(stage: Stage<'_>) -> Result<()> {
+    let (a, b) = (stage.world.a(), stage.world.b());
     stage.scribble(b, 9).await?;
+    let mut expected = Vec::new();
+    for image in &stage.images {
+        expected.push(b.sha256(image).await?);
+    }
     let refused = run_ours(a, &["failback", &stage.pool]).await?;
     ensure!(refused.stdout.contains("split-brain"), "{refused:?}");
     refused.fails_with(libc::EBUSY)?;
     run_ours(a, &["failback", "--discard-local", &stage.pool]).await?.ok().context("failback")?;
     stage.expect_relocated(a, b).await?;
+    for (image, expected) in stage.images.iter().zip(expected) {
+        ensure!(a.sha256(image).await? == expected, "{image} is not what it was at the site that went on");
+    }
     stage.strike().await
 }
 
-/// The same with Ceph's daemon: what is told is true, but less is known.
+/// The same with Ceph's daemons: what is told is true, but less is known. They delete what is to be made equal, and copy it
+/// anew.
 pub async fn the_other_site_of_cephs_daemon_is_lost(world: &World) -> Result<()> {
-    let stage = Stage::set(world, &[SNAPSHOT], &DaemonKind::Ceph).await?;
+    let stage = Stage::set(world, &[SNAPSHOT, JOURNAL], &DaemonKind::Ceph).await?;
     lose_the_other_site(&stage, false).await?;
-    stage.strike().await
+    win_it_back(stage).await
 }
 
 /// `exact`: the time of what had arrived is known to the point.
@@ -254,7 +266,7 @@ async fn lose_the_other_site(stage: &Stage<'_>, exact: bool) -> Result<()> {
     let outcome = in_an_emergency(stage, &expected, &arrived, exact).await;
     a.thaw().await?;
     outcome?;
-    until("the frozen site to be back", async || Ok(a.rbd(&["ls", &stage.pool]).await.is_ok())).await
+    a.wait_healthy(LIMIT).await
 }
 
 async fn in_an_emergency(
@@ -291,6 +303,7 @@ async fn in_an_emergency(
         ensure!(b.sha256(image).await? == expected[index], "{image} is not what had arrived");
         let images = filed["details"]["images"].as_array().context("images are told")?;
         let one = images.iter().find(|one| one["image"] == image.as_str()).context("all images are told")?;
+        ensure!(one["lost"]["nothing"] == false, "{one}, but the other site is only silent");
         let Some(arrived) = &arrived[index] else { continue };
         let moment = &one["continues_from"];
         let bound = |name: &str| moment[name].as_str();

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tests::image::RandomWrites;
-use tests::{Cluster, DaemonKind, Extents, Tool};
+use tests::{Cluster, DaemonKind, Extents, LibrbdImage, Tool};
 
 use crate::world::{LIMIT, MIB, World, Writer, ctl, our_daemon, run_ours, until};
 
@@ -227,10 +227,11 @@ pub async fn under_a_writer(world: &World) -> Result<()> {
     let newer = |found: &BTreeMap<String, Value>| found[&image]["report"]["pair"]["primary_snap"].as_u64();
     ensure!(newer(&fresh) > newer(&found), "no new point was made");
 
-    for cluster in [a, b] {
-        for busy in [true, false] {
-            at_a_point_of_its_own(world, cluster, &journalled, busy).await?;
-        }
+    // From either site, and from both at once.
+    at_points_of_their_own(world, &[a], &journalled, true).await?;
+    at_points_of_their_own(world, &[b], &journalled, false).await?;
+    for busy in [true, false] {
+        at_points_of_their_own(world, &[a, b], &journalled, busy).await?;
     }
     // What another verification has made, and may remove at any moment, is no point to go by.
     let others = format!("{journalled}@.rbd-mirrorctl.verify.others");
@@ -239,7 +240,36 @@ pub async fn under_a_writer(world: &World) -> Result<()> {
     let found = verified(b, &[&journalled], 0).await?;
     let name = found[&journalled]["report"]["pair"]["name"].as_str().context("a pair has a name")?;
     ensure!(!others.ends_with(name), "{found:?}");
+    a.rbd(&["snap", "rm", &others]).await?;
+    until("that snapshot to be removed", async || Ok(b.rbd(&["info", &others]).await.is_err())).await?;
+    when_the_lock_is_not_given_up(world, &journalled).await?;
     world.strike(&pool).await
+}
+
+/// A client that keeps the lock to itself keeps it: nothing is proved, nothing is changed, and what is advised then helps.
+async fn when_the_lock_is_not_given_up(world: &World, image: &String) -> Result<()> {
+    let (a, b) = (world.a(), world.b());
+    let mut owner = LibrbdImage::open(a, image).await?;
+    ensure!(owner.run("lock").await? == 0, "it does not get the lock");
+    owner.write(0, &[1; 4096]).await?;
+    let state =
+        async || anyhow::Ok((a.rbd(&["snap", "ls", image]).await?, a.rbd(&["lock", "ls", image]).await?));
+    let before = state().await?;
+    for cluster in [a, b] {
+        let found = verified(cluster, &[image], libc::EROFS).await?;
+        let error = found[image]["error"].as_str().unwrap_or_default();
+        ensure!(found[image]["report"].is_null(), "{found:?}");
+        ensure!(error.contains("does not give it up") && error.contains("rbd snap create"), "{error}");
+    }
+    ensure!(state().await? == before, "something was changed");
+    owner.write(4096, &[2; 4096]).await?;
+
+    let advised = format!("{image}@advised");
+    a.snap_create(&advised).await?;
+    until("the snapshot to be copied", async || Ok(b.rbd(&["info", &advised]).await.is_ok())).await?;
+    let found = verified(b, &[image], 0).await?;
+    ensure!(found[image]["report"]["pair"]["name"] == "advised", "{found:?}");
+    owner.close().await
 }
 
 /// A small image with something in it that is mirrored by its journal.
@@ -250,18 +280,32 @@ async fn journalled_image(a: &Cluster, image: &str) -> Result<()> {
     Ok(())
 }
 
-/// Verifies an image in journal mode at `cluster`, with nobody at it or with somebody who writes; nothing is left behind.
-async fn at_a_point_of_its_own(world: &World, cluster: &Cluster, image: &String, busy: bool) -> Result<()> {
+/// Verifies an image in journal mode at each of `clusters` at once, with nobody at it or with somebody who writes; each
+/// proves it by itself, and nothing is left behind.
+async fn at_points_of_their_own(
+    world: &World,
+    clusters: &[&Cluster],
+    image: &String,
+    busy: bool,
+) -> Result<()> {
     let writer = if busy { Some(Writer::start(world.a(), image).await?) } else { None };
-    let found = verified(cluster, &[image], 0).await?;
-    expect_equal(&found, std::slice::from_ref(image))?;
-    ensure!(found[image]["report"]["bytes"].as_u64() >= Some(4 * MIB), "{found:?}");
+    let args = [image.as_str()];
+    let all = clusters.iter().map(|cluster| verified(cluster, &args, 0));
+    for found in futures::future::try_join_all(all).await? {
+        expect_equal(&found, std::slice::from_ref(image))?;
+        ensure!(found[image]["report"]["bytes"].as_u64() >= Some(4 * MIB), "{found:?}");
+    }
     if let Some(writer) = writer {
         writer.finish().await?;
     }
     let left = world.a().rbd(&["snap", "ls", image]).await?;
     ensure!(!left.contains("verify"), "a snapshot is left behind: {left}");
-    Ok(())
+    let left = world.a().rbd(&["lock", "ls", image]).await?;
+    ensure!(left.is_empty(), "a lock is left behind: {left}");
+    until("the snapshots to be removed from the copy", async || {
+        Ok(!world.b().rbd(&["snap", "ls", image]).await?.contains("verify"))
+    })
+    .await
 }
 
 /// Copies that Ceph's daemon made: in snapshot mode, where it leaves the newest delta outside the snapshot, and in journal
@@ -285,7 +329,7 @@ pub async fn copies_of_cephs_daemon(world: &World) -> Result<()> {
         expect_equal(&verified(a, &[&image], 0).await?, std::slice::from_ref(&image))?;
     }
     b.wait_mirror_state(&journalled, "up+replaying", LIMIT).await?;
-    at_a_point_of_its_own(world, b, &journalled, true).await?;
+    at_points_of_their_own(world, &[b], &journalled, true).await?;
     // A snapshot that a user made will do.
     a.snap_create(&format!("{journalled}@theirs")).await?;
     let copied = format!("{journalled}@theirs");

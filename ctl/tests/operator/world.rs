@@ -161,10 +161,17 @@ impl World {
         Ok(())
     }
 
-    /// A daemon at a cluster.
+    /// A daemon at a cluster. Ceph's looks around more often than the half a minute that it takes by default.
     pub async fn daemon(&self, kind: &DaemonKind, cluster: &Cluster) -> Result<MirrorDaemon> {
-        let options =
-            MirrorDaemonOptions { instance: cluster.name().to_string(), ..MirrorDaemonOptions::default() };
+        let haste = match kind {
+            DaemonKind::Ceph => vec!["--rbd-mirror-image-state-check-interval=3".to_string()],
+            DaemonKind::Ours(_) => Vec::new(),
+        };
+        let options = MirrorDaemonOptions {
+            instance: cluster.name().to_string(),
+            args: haste,
+            ..MirrorDaemonOptions::default()
+        };
         MirrorDaemon::spawn(kind, cluster, &options).await
     }
 

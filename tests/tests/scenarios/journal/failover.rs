@@ -99,7 +99,7 @@ async fn split_brain_is_detected_and_resync_mends_it() -> Result<()> {
         promote_and_use(b, &spec).await
     };
     let promoted = promoted.await;
-    a.thaw()?;
+    a.thaw().await?;
     promoted?;
     ensure!(b.sha256(&spec).await? == arrived, "the promoted image is not what had arrived");
     stage.state(b, "image", "up+stopped").await?;

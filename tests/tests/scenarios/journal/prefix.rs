@@ -71,7 +71,7 @@ async fn one_promotion(stage: &Stage, image: &str, seed: u64, treatment: Treatme
     if treatment == Treatment::SiteLost {
         a.freeze()?;
         let promoted = promote_and_use(b, &spec).await;
-        a.thaw()?;
+        a.thaw().await?;
         promoted?;
     } else {
         b.rbd(&["mirror", "image", "promote", "--force", &spec]).await?;
