@@ -4,6 +4,7 @@ mod bootstrap;
 mod delete;
 mod half_filled;
 mod journal_mode;
+mod lifeline;
 mod primary;
 mod remote_watch;
 mod round;

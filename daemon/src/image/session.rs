@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 
 use deep_copy::apply::{Counterparts, apply};
 use rados::error::ResultExt;
-use rados::{Error, ErrorClass, Result, SnapId};
+use rados::{ErrorClass, Result, SnapId};
 use rbd::exclusive_lock::{ExclusiveLock, LockOptions, LockReport, LockState};
 use rbd::header::ImageHeader;
 use rbd::header_update::HeaderUpdate;
-use rbd::image::{Image, OpenImage};
+use rbd::image::OpenImage;
 use rbd::image_state::{read_image_state, resync_key};
 use rbd::mirroring::{Mirroring, StatusState};
 use rbd::watch_notify::notify_header_update;
@@ -29,6 +29,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 
 use super::ImageContext;
+use super::lifeline::Lifeline;
 use super::remote_watch::RemoteWatch;
 use super::status::Progress;
 use crate::report::Report;
@@ -46,8 +47,6 @@ pub(super) const PROMOTION_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// then rolls back to it.
 const PRUNE_DELAY: Duration = Duration::from_secs(5);
 
-/// How long the remote cluster is waited for while somebody else waits for the local image.
-const REMOTE_ANSWER_LIMIT: Duration = Duration::from_secs(1);
 /// How long the end of the remote watch is waited for.
 const REMOTE_CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -79,15 +78,20 @@ pub struct Session<'a> {
 
 impl<'a> Session<'a> {
     /// Opens a session on two images. The local one must not be in the midst of a promotion: it must not be watched then.
-    pub async fn open(ctx: &'a ImageContext, mut local: OpenImage, remote: OpenImage) -> Result<Self> {
+    pub async fn open(
+        ctx: &'a ImageContext,
+        mut local: OpenImage,
+        remote: OpenImage,
+        lifeline: &mut Lifeline,
+    ) -> Result<Self> {
         let options = LockOptions {
             object_map: local.header.features.has(Features::OBJECT_MAP),
             watch_timeout: WATCH_TIMEOUT,
             ..LockOptions::default()
         };
         let lock = ExclusiveLock::open(&ctx.local, local.image.id(), options).await?;
-        let watch = RemoteWatch::open(&ctx.remote, remote.image.id(), WATCH_TIMEOUT);
-        let remote_watch = unless_promoted(&local.image, lock.report(), watch).await?;
+        lifeline.sever_when_wanted(&local.image, lock.report());
+        let remote_watch = RemoteWatch::open(&ctx.remote, remote.image.id(), WATCH_TIMEOUT).await?;
         // What changed before the watches were there was not announced to them.
         local.refresh().await?;
         let mut session = Session {
@@ -102,7 +106,7 @@ impl<'a> Session<'a> {
             completed: Instant::now(),
             pruning: None,
         };
-        session.refresh_remote().await?;
+        session.remote.refresh().await?;
         Ok(session)
     }
 
@@ -228,13 +232,12 @@ impl<'a> Session<'a> {
         for snap in &due.unlink {
             let update =
                 HeaderUpdate::of(self.remote.image.id()).unlink_peer(*snap, &self.ctx.remote_peer_uuid);
-            let unlinked = update.apply(&self.ctx.remote);
-            unless_promoted(&self.local.image, self.lock.report(), unlinked).await.optional()?;
+            update.apply(&self.ctx.remote).await.optional()?;
         }
         if !due.unlink.is_empty() {
             let (remote, id) = (self.ctx.remote.clone(), self.remote.image.id().clone());
             tokio::spawn(async move { notify_header_update(&remote, &id).await });
-            self.refresh_remote().await?;
+            self.remote.refresh().await?;
         }
         let kept = self.may_be_rolled_back_to();
         let prune: Vec<_> = due.prune.into_iter().filter(|snap| Some(*snap) != kept).collect();
@@ -282,7 +285,7 @@ impl<'a> Session<'a> {
                 if !there {
                     return Ok(Some(End::Again(Duration::ZERO)));
                 }
-                self.refresh_remote().await?;
+                self.remote.refresh().await?;
                 Ok(None)
             }
             outcome = ended(&mut self.pruning) => {
@@ -291,14 +294,10 @@ impl<'a> Session<'a> {
             }
             () = tokio::time::sleep(interval) => {
                 self.local.refresh().await?;
-                self.refresh_remote().await?;
+                self.remote.refresh().await?;
                 Ok(None)
             }
         }
-    }
-
-    async fn refresh_remote(&mut self) -> Result<()> {
-        unless_promoted(&self.local.image, self.lock.report(), self.remote.refresh()).await
     }
 
     /// Something happened to the local header, or to its lock.
@@ -348,31 +347,6 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Awaits what the remote cluster answers. That may be never, when it is lost, and then somebody promotes the image: who
-/// wants its lock, or made it an orphan, waits until this session is over (EAGAIN).
-async fn unless_promoted<T>(
-    local: &Image,
-    mut report: watch::Receiver<LockReport>,
-    answer: impl Future<Output = Result<T>>,
-) -> Result<T> {
-    let mut answer = std::pin::pin!(answer);
-    loop {
-        tokio::select! {
-            answer = &mut answer => return answer,
-            changed = report.changed() => {
-                let wanted = changed.is_err()
-                    || report.borrow_and_update().requested.is_some()
-                    || has_orphan(&local.read_header().await?);
-                if wanted {
-                    let answered = tokio::time::timeout(REMOTE_ANSWER_LIMIT, &mut answer).await;
-                    let what = "gave up waiting for the remote cluster: others want the local image";
-                    return answered.unwrap_or_else(|_| Err(Error::new(libc::EAGAIN, what)));
-                }
-            }
-        }
-    }
-}
-
 /// Mirror-snapshots, newest first.
 fn mirror_snapshots(image: &OpenImage) -> impl Iterator<Item = &Snapshot> {
     image.header.snapshots.values().rev().filter(|snapshot| snapshot.mirror().is_some())
@@ -391,7 +365,7 @@ pub(super) fn is_orphan(image: &OpenImage) -> bool {
     has_orphan(&image.header)
 }
 
-fn has_orphan(header: &ImageHeader) -> bool {
+pub(super) fn has_orphan(header: &ImageHeader) -> bool {
     let newest = header.snapshots.values().rev().find_map(Snapshot::mirror);
     newest.is_some_and(|mirror| mirror.is_orphan())
 }

@@ -8,6 +8,7 @@ use rbd::image::OpenImage;
 use rbd::mirroring::{MirrorImageMode, StatusState};
 
 use super::bootstrap::{self, Made, Record, Role, Wanted};
+use super::lifeline::Lifeline;
 use super::session::{End, PROMOTION_CHECK_INTERVAL, Session, is_orphan};
 use super::{Attempt, ImageContext, LOOK_INTERVAL, PARENT_INTERVAL, delete, modes_differ, primary};
 use crate::report::Report;
@@ -31,15 +32,27 @@ pub(super) async fn attempt(ctx: &ImageContext, local: Option<Record>) -> Result
         ctx.publish(Report::new(StatusState::Stopped, "orphan (force promoting)"), image.image.name());
         return Ok(Attempt::Again(PROMOTION_CHECK_INTERVAL));
     }
+    let (ctx, mut lifeline) = Lifeline::lay(ctx);
+    let linked = role == Some(Role::LinkedCopy);
+    let followed = Box::pin(follow(&ctx, local, opened, linked, &mut lifeline)).await;
+    lifeline.judge(&ctx, followed)
+}
+
+/// Follows a pair whose local image, if there is one, is `opened`, not primary, and not being promoted.
+async fn follow(
+    ctx: &ImageContext,
+    local: Option<Record>,
+    opened: Option<OpenImage>,
+    linked: bool,
+    lifeline: &mut Lifeline,
+) -> Result<Attempt> {
     let remote = bootstrap::find_remote(ctx).await?;
     if modes_differ(ctx, &remote, MirrorImageMode::Snapshot) {
         return Ok(Attempt::Again(LOOK_INTERVAL));
     }
     match (local, opened, remote) {
         (None, _, None) => Ok(Attempt::Over),
-        (Some(record), opened, None) => {
-            delete::follow_removal(ctx, &record, opened, role == Some(Role::LinkedCopy)).await
-        }
+        (Some(record), opened, None) => delete::follow_removal(ctx, &record, opened, linked).await,
         (local, opened, Some(remote)) => {
             let Some(remote) = bootstrap::open(&ctx.remote, &remote.id).await? else {
                 ctx.publish(Report::new(StatusState::Unknown, "remote image is being removed"), "");
@@ -52,7 +65,7 @@ pub(super) async fn attempt(ctx: &ImageContext, local: Option<Record>) -> Result
                     Err(pause) => return Ok(Attempt::Again(pause)),
                 },
             };
-            let session = Session::open(ctx, opened, remote).await?;
+            let session = Session::open(ctx, opened, remote, lifeline).await?;
             Ok(match Box::pin(session.run()).await? {
                 End::Cancelled => Attempt::Over,
                 End::Again(pause) => Attempt::Again(pause),

@@ -7,7 +7,7 @@ use rados::SnapId;
 use rbd::SnapshotNamespace;
 use tests::{Cluster, Extents};
 
-use crate::common::{LIMIT, MIB, Stage, expect_copy_of, scattered};
+use crate::common::{LIMIT, MIB, Stage, expect_copy_of, scattered, until};
 use crate::content::{self, Reader};
 
 /// There and back again, with writes and user snapshots on whichever side is primary; nothing is ever copied whole.
@@ -167,6 +167,25 @@ async fn split_brain_is_detected_and_resync_mends_it() -> Result<()> {
     stage.state(b, "image", "up+replaying").await?;
     ensure!(image_id(b, &spec).await? == id, "a resync made the image anew");
     stage.sync("image").await?;
+
+    // Once more: the other site is lost where a round begins, which reads from it with the lock held.
+    let arrived = b.sha256(&spec).await?;
+    a.freeze()?;
+    let promoted = async {
+        b.rbd(&["mirror", "image", "resync", &spec]).await?;
+        until("the daemon to begin a round", async || {
+            let status = b.rbd_json(&["mirror", "image", "status", &spec]).await?;
+            Ok(status["description"].as_str().is_some_and(|told| told.contains("syncing")))
+        })
+        .await?;
+        b.rbd(&["mirror", "image", "promote", "--force", &spec]).await?;
+        let content = b.sha256(&spec).await?;
+        b.snap_create(&format!("{spec}@promoted")).await?;
+        Ok::<_, anyhow::Error>(content)
+    };
+    let promoted = promoted.await;
+    a.thaw().await?;
+    ensure!(promoted? == arrived, "the promoted image is not what had arrived");
     for daemon in &mut daemons {
         daemon.stop(LIMIT).await?;
     }

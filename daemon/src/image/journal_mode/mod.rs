@@ -6,7 +6,6 @@
 mod commits;
 mod copy;
 mod feeder;
-mod lifeline;
 mod primary;
 mod replay;
 mod session;
@@ -23,15 +22,15 @@ use journal::metadata::JournalLayout;
 use journal::types::{ClientData, MirrorPeer, MirrorPeerState, TagData, TagPredecessor};
 use journal::watch::JournalWatch;
 use rados::error::ResultExt;
-use rados::{Error, ErrorClass, Result, SnapId};
+use rados::{Error, Result, SnapId};
 use rbd::ImageId;
 use rbd::image::OpenImage;
 use rbd::mirroring::{MirrorImageMode, MirrorImageState, StatusState};
 
 use super::bootstrap::{self, Made, Record, Wanted};
+use super::lifeline::Lifeline;
 use super::{Attempt, ImageContext, LOOK_INTERVAL, PARENT_INTERVAL, delete, modes_differ};
 use crate::report::Report;
-use lifeline::Lifeline;
 use session::{End, Session};
 pub(super) use wish::ResyncWish;
 
@@ -74,13 +73,8 @@ pub(super) async fn attempt(ctx: &ImageContext, local: Option<Record>) -> Result
         return primary::watch(ctx, image).await;
     }
     let (ctx, mut lifeline) = Lifeline::lay(ctx);
-    match Box::pin(follow(&ctx, local, opened, removal, &mut lifeline)).await {
-        Err(error) if lifeline.is_severed() && error.class() != ErrorClass::Fenced => {
-            tracing::debug!(image = %ctx.global_image_id, "{error}");
-            Ok(if ctx.cancel.is_cancelled() { Attempt::Over } else { Attempt::Again(Duration::ZERO) })
-        }
-        followed => followed,
-    }
+    let followed = Box::pin(follow(&ctx, local, opened, removal, &mut lifeline)).await;
+    lifeline.judge(&ctx, followed)
 }
 
 /// Follows a pair whose local image, if there is one, is `opened` and not primary.

@@ -26,8 +26,8 @@ use rbd::exclusive_lock::{ExclusiveLock, LockOptions, LockReport, LockState, Req
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::lifeline::Lifeline;
 use super::{Journalled, yet_to_be_copied};
+use crate::image::lifeline::Lifeline;
 use crate::image::{ImageContext, bootstrap};
 use crate::report::Report;
 

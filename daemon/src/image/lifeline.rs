@@ -1,9 +1,12 @@
 //! The line to the remote cluster, which must not hold up those who want the local image.
 //!
 //! A remote cluster that is lost never answers. Then somebody promotes the image here, and cannot write to it until the
-//! session has given up its lock. So the remote cluster is reached through a line of the attempt's own, which is severed
-//! when the image is promoted, or the task is told to end: whatever waits for the remote cluster fails then, wherever that
-//! is, while what goes on locally comes to its end in order.
+//! session has given up its lock and its watch. So the remote cluster is reached through a line of the attempt's own, which
+//! is severed when the image is promoted, or the task is told to end: whatever waits for the remote cluster fails then,
+//! wherever that is, while what goes on locally comes to its end in order.
+//!
+//! In journal mode a promotion is a tag in the local journal. In snapshot mode it begins with an orphan snapshot, or with
+//! asking for the lock of the image.
 
 use std::time::Duration;
 
@@ -13,13 +16,17 @@ use journal::bootstrap::Owner;
 use journal::image_journal::ImageJournal;
 use journal::watch::{JournalChanges, JournalWatch};
 use rados::severable::{Line, severable};
-use rados::{Error, IoCtx, Location};
+use rados::{Error, ErrorClass, IoCtx, Location, Result};
+use rbd::exclusive_lock::LockReport;
+use rbd::image::Image;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::image::{ImageContext, Shared};
+use super::session::has_orphan;
+use super::{Attempt, ImageContext, Shared};
 
-/// How long the remote cluster may take to answer when the image was promoted.
+/// How long the remote cluster may take to answer when others want the image.
 const PROMOTED_GRACE: Duration = Duration::from_secs(1);
 /// The same when the task is told to end: somewhat less than it is waited for.
 const END_GRACE: Duration = Duration::from_secs(3);
@@ -27,7 +34,7 @@ const END_GRACE: Duration = Duration::from_secs(3);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// The line of one attempt at following an image.
-pub(super) struct Lifeline {
+pub struct Lifeline {
     line: Line,
     /// The remote pool, through no line.
     remote: IoCtx,
@@ -62,6 +69,24 @@ impl Lifeline {
         });
     }
 
+    /// Severs the line when somebody else waits for this image, which is mirrored by snapshots: has made it an orphan, or
+    /// asks for its lock and does not get it.
+    pub(super) fn sever_when_wanted(&mut self, image: &Image, report: watch::Receiver<LockReport>) {
+        let image = image.clone();
+        self.sever_after(Duration::ZERO, async move { wanted(image, report).await });
+    }
+
+    /// What comes of an attempt: one whose line was severed ended with an error, and is made anew.
+    pub(super) fn judge(&self, ctx: &ImageContext, followed: Result<Attempt>) -> Result<Attempt> {
+        match followed {
+            Err(error) if self.line.is_severed() && error.class() != ErrorClass::Fenced => {
+                tracing::debug!(image = %ctx.global_image_id, "{error}");
+                Ok(if ctx.cancel.is_cancelled() { Attempt::Over } else { Attempt::Again(Duration::ZERO) })
+            }
+            followed => followed,
+        }
+    }
+
     /// Tells that the image is promoted, or gone.
     pub(super) fn promoted(&self) -> CancellationToken {
         self.promoted.clone()
@@ -91,6 +116,21 @@ impl Lifeline {
             let what = "gave up waiting for the remote cluster: the local image is wanted by others";
             line.sever(Error::new(libc::ECANCELED, what));
         });
+    }
+}
+
+/// Waits until somebody has waited for an image for longer than the remote cluster may take to answer.
+async fn wanted(image: Image, mut report: watch::Receiver<LockReport>) {
+    loop {
+        tokio::time::sleep(PROMOTED_GRACE).await;
+        let requested = report.borrow_and_update().requested.is_some();
+        if requested || image.read_header().await.is_ok_and(|header| has_orphan(&header)) {
+            return;
+        }
+        if report.changed().await.is_err() {
+            // The session is over.
+            return std::future::pending().await;
+        }
     }
 }
 
