@@ -2,13 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Context, Result};
-use futures::stream::{self, StreamExt, TryStreamExt};
+use anyhow::Result;
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngCore as _, SeedableRng as _};
-use rbd::directory;
-use tests::Extents;
+use rbd::{Features, directory};
 use tests::image::seeded_bytes;
+use tests::{Extents, ManyImages};
 
 use crate::arrival::Probe;
 use crate::ground::{Ground, spec};
@@ -17,6 +16,8 @@ use crate::ground::{Ground, spec};
 pub const BLOCK_BYTES: u64 = 4096;
 /// The objects that `rbd create` makes.
 const OBJECT_BYTES: u64 = 4 << 20;
+/// The features that `rbd create` gives: layering, exclusive-lock, object-map, fast-diff, deep-flatten.
+const DEFAULT_FEATURES: Features = Features(0x3d);
 /// How many probes stand for a large write.
 const PROBES: u64 = 16;
 /// The image whose rounds tell that a daemon works.
@@ -105,40 +106,21 @@ pub async fn sentinel(ground: &Ground) -> Result<Written> {
     write_blocks(ground, SENTINEL, 1, SMALL_BYTES).await
 }
 
-/// Stock tools at once, where nothing is timed.
-const TOOLS: usize = 16;
-
-/// Many images of one object, to which nothing is written.
-#[derive(Debug, Clone, Copy)]
-pub struct Many {
-    /// Their pool, which exists and has a peer.
-    pub pool: &'static str,
-    /// The mode in which they are mirrored.
-    pub mode: &'static str,
-    /// More arguments for `rbd create`.
-    pub create: &'static [&'static str],
-    /// How many there are.
-    pub images: usize,
-}
-
-impl Many {
-    /// Makes them, and enables mirroring of them.
-    pub async fn at_the_primary(&self, ground: &Ground) -> Result<()> {
-        // Nothing is timed here, and with the default of a second this alone would take several minutes.
-        set_paxos_propose_interval(ground, Some("0.05")).await?;
-        let made = stream::iter(0..self.images)
-            .map(async |number| {
-                let image = format!("{}/many-{number:03}", self.pool);
-                ground.a().create_image(&image, OBJECT_BYTES, self.create).await?;
-                ground.a().rbd(&["mirror", "image", "enable", &image, self.mode]).await?;
-                Ok::<(), anyhow::Error>(())
-            })
-            .buffer_unordered(TOOLS)
-            .try_collect::<()>()
-            .await;
-        set_paxos_propose_interval(ground, None).await?;
-        made.context("making many images")
-    }
+/// Makes so many images of one object, to which nothing is written, in a pool that has a peer, and enables mirroring of
+/// them: in `snapshot` mode with the features that `rbd create` gives them, in `journal` mode with journaling.
+pub async fn make_many(ground: &Ground, pool: &str, count: usize, mode: &str) -> Result<()> {
+    let features = match mode {
+        "journal" => Features::EXCLUSIVE_LOCK.with(Features::JOURNALING),
+        _ => DEFAULT_FEATURES,
+    };
+    let order = OBJECT_BYTES.trailing_zeros() as u8;
+    let images =
+        ManyImages { pool, prefix: "many-", count, size: OBJECT_BYTES, order, features: features.0, mode };
+    // Nothing is timed here, and with the default of a second this alone would take several minutes.
+    set_paxos_propose_interval(ground, Some("0.05")).await?;
+    let made = ground.a().make_many(&images).await;
+    set_paxos_propose_interval(ground, None).await?;
+    made
 }
 
 async fn set_paxos_propose_interval(ground: &Ground, seconds: Option<&str>) -> Result<()> {

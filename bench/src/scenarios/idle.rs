@@ -12,13 +12,12 @@ use tests::two_clusters::Direction;
 use crate::figures::{Measure, Results, Target, Who};
 use crate::ground::Ground;
 use crate::turn::Turn;
-use crate::work::Many;
+use crate::work::make_many;
 
 /// One kind of idle images.
 struct Kind {
     pool: &'static str,
     mode: &'static str,
-    create: &'static [&'static str],
     images: usize,
     images_quick: usize,
     cpu: Measure,
@@ -28,7 +27,6 @@ struct Kind {
 static SNAPSHOT: Kind = Kind {
     pool: "idle-snapshot",
     mode: "snapshot",
-    create: &[],
     images: 500,
     images_quick: 50,
     cpu: Measure {
@@ -42,7 +40,6 @@ static SNAPSHOT: Kind = Kind {
 static JOURNAL: Kind = Kind {
     pool: "idle-journal",
     mode: "journal",
-    create: &["--image-feature", "exclusive-lock,journaling"],
     images: 1000,
     images_quick: 100,
     cpu: Measure {
@@ -77,8 +74,7 @@ async fn idle(ground: &Ground, results: &mut Results, kind: &Kind) -> Result<()>
     let minute = Duration::from_secs(if ground.quick { 15 } else { 60 });
     ground.clusters.create_pool(kind.pool).await?;
     ground.clusters.connect_peers(kind.pool, Direction::Both).await?;
-    let make = Many { pool: kind.pool, mode: kind.mode, create: kind.create, images };
-    make.at_the_primary(ground).await?;
+    make_many(ground, kind.pool, images, kind.mode).await?;
     let turn = Turn::begin(ground, Who::Ours).await?;
     turn.explain(wait_copied(ground, kind, images).await)?;
     turn.end().await?;

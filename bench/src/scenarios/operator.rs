@@ -11,13 +11,12 @@ use tests::two_clusters::Direction;
 
 use crate::figures::{Measure, Results, Target, Who};
 use crate::ground::Ground;
-use crate::work::Many;
+use crate::work::make_many;
 
 /// One kind of images.
 struct Kind {
     pool: &'static str,
     mode: &'static str,
-    create: &'static [&'static str],
     demote: Measure,
     promote: Measure,
 }
@@ -26,14 +25,12 @@ static KINDS: [Kind; 2] = [
     Kind {
         pool: "operated-snapshot",
         mode: "snapshot",
-        create: &[],
         demote: measure("demoting a pool of 200 images, snapshot mode"),
         promote: measure("promoting a pool of 200 images, snapshot mode"),
     },
     Kind {
         pool: "operated-journal",
         mode: "journal",
-        create: &["--image-feature", "exclusive-lock,journaling"],
         demote: measure("demoting a pool of 200 images, journal mode"),
         promote: measure("promoting a pool of 200 images, journal mode"),
     },
@@ -54,8 +51,7 @@ pub async fn run(ground: &Ground, results: &mut Results) -> Result<()> {
         let images = ground.repetitions(IMAGES, IMAGES_QUICK);
         ground.clusters.create_pool(kind.pool).await?;
         ground.clusters.connect_peers(kind.pool, Direction::Both).await?;
-        let many = Many { pool: kind.pool, mode: kind.mode, create: kind.create, images };
-        many.at_the_primary(ground).await?;
+        make_many(ground, kind.pool, images, kind.mode).await?;
         for who in Who::alternate(1) {
             for (word, told, measure) in
                 [("demote", "Demoted", kind.demote), ("promote", "Promoted", kind.promote)]

@@ -1,10 +1,11 @@
 //! One broken image never disturbs the others; many small ones are no burden.
 
 use anyhow::{Context, Result, ensure};
-use futures::StreamExt;
-use tests::Extents;
+use rbd::Features;
+use tests::{Extents, ManyImages};
 
 use crate::common::{LIMIT, MIB, Stage, scattered, until};
+use crate::content;
 use crate::failover::image_id;
 
 /// A corrupt header, a missing object map, an unknown feature: each is told in the image's status, and the others go on.
@@ -58,19 +59,28 @@ async fn broken_images_stay_alone() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn five_hundred_small_images() -> Result<()> {
     const IMAGES: usize = 500;
+    let features = Features::LAYERING
+        .with(Features::EXCLUSIVE_LOCK)
+        .with(Features::OBJECT_MAP)
+        .with(Features::FAST_DIFF)
+        .with(Features::DEEP_FLATTEN);
     let stage = Stage::set("many").await?;
     let (a, b) = (&stage.clusters.a, &stage.clusters.b);
-    let names: Vec<_> = (0..IMAGES).map(|index| format!("image-{index:03}")).collect();
-    let made = futures::stream::iter(names.iter().map(|name| async {
-        a.create_image(&stage.spec(name), MIB, &["--object-size", "64K"]).await?;
-        stage.enable(name).await
-    }));
-    for result in made.buffer_unordered(8).collect::<Vec<_>>().await {
-        result?;
-    }
+    let images = ManyImages {
+        pool: &stage.pool,
+        prefix: "image-",
+        count: IMAGES,
+        size: MIB,
+        order: 16,
+        features: features.0,
+        mode: "snapshot",
+    };
+    a.make_many(&images).await?;
+    let names = images.names();
     let mut daemon = stage.daemon(b).await?;
     for name in &names {
-        stage.first_copy(name).await?;
+        until("an image to be copied", async || is_copied(&stage, name).await).await.context(name.clone())?;
+        stage.expect_copied(name).await?;
     }
     for name in names.iter().step_by(50) {
         a.apply(&stage.spec(name), Extents::default().random(&scattered(1, 10, 0..MIB))).await?;
@@ -90,4 +100,15 @@ async fn five_hundred_small_images() -> Result<()> {
     );
     daemon.stop(LIMIT).await?;
     stage.strike().await
+}
+
+/// True when the copy of an image at `b` holds a mirror-snapshot.
+async fn is_copied(stage: &Stage, image: &str) -> Result<bool> {
+    match stage.b.open(&stage.spec(image)).await {
+        Ok((_, header)) => Ok(content::mirror_snapshots(&header).iter().any(|(_, mirror)| mirror.complete)),
+        Err(error) if error.downcast_ref::<rados::Error>().is_some_and(rados::Error::is_not_found) => {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
 }
