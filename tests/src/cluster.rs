@@ -269,9 +269,10 @@ impl Cluster {
             if !identity.alive() {
                 process::reap();
                 bail!(
-                    "{name} of cluster {} ended by itself; {}",
+                    "{name} of cluster {} ended by itself; {}\n{}",
                     self.name(),
-                    tail(&self.output_of(name), 12)
+                    tail(&self.output_of(name), 12),
+                    tail(&self.folder.join(format!("log/{name}.log")), 12)
                 );
             }
             Ok(self.daemon_works(name).await.then_some(()))

@@ -86,6 +86,7 @@ impl Identity {
     pub fn alive(&self) -> bool {
         // A process has no command line for an instant while a program replaces another (`setpriv` does), and none any
         // more while it ends: then we look again, and take it for alive in the end, as pid and start time agree.
+        let mut foreign = false;
         for _ in 0..COMMAND_LINE_LOOKS_MAX {
             let Some(stat) = stat(self.pid) else { return false };
             // The first thread of a killed process is a zombie while others still hold its files and locks.
@@ -94,12 +95,13 @@ impl Identity {
                 return false;
             }
             let Ok(command_line) = std::fs::read(format!("/proc/{}/cmdline", self.pid)) else { return false };
-            if !command_line.is_empty() {
-                return String::from_utf8_lossy(&command_line).contains(&self.mark);
+            if String::from_utf8_lossy(&command_line).contains(&self.mark) {
+                return true;
             }
+            foreign = !command_line.is_empty();
             std::thread::sleep(Duration::from_millis(1));
         }
-        true
+        !foreign
     }
 
     /// Sends a signal; tells whether the process was there to get it.
