@@ -56,14 +56,14 @@ impl Lifeline {
             guards: JoinSet::new(),
         };
         let cancel = ctx.cancel.clone();
-        lifeline.sever_after(END_GRACE, async move { cancel.cancelled().await });
+        lifeline.sever_after(END_GRACE, "the task is told to end", async move { cancel.cancelled().await });
         (ImageContext { remote: IoCtx::new(backend, location), ..ctx.clone() }, lifeline)
     }
 
     /// Severs the line when the image of this journal is promoted, or gone; `watch` tells of that while it lasts.
     pub(super) fn sever_when_promoted(&mut self, journal: &Journal, watch: &JournalWatch) {
         let (journal, changes, told) = (journal.clone(), watch.changes(), self.promoted.clone());
-        self.sever_after(PROMOTED_GRACE, async move {
+        self.sever_after(PROMOTED_GRACE, "the local image was promoted", async move {
             promoted(journal, changes).await;
             told.cancel();
         });
@@ -73,7 +73,9 @@ impl Lifeline {
     /// asks for its lock and does not get it.
     pub(super) fn sever_when_wanted(&mut self, image: &Image, report: watch::Receiver<LockReport>) {
         let image = image.clone();
-        self.sever_after(Duration::ZERO, async move { wanted(image, report).await });
+        self.sever_after(Duration::ZERO, "others want the local image", async move {
+            wanted(image, report).await
+        });
     }
 
     /// What comes of an attempt: one whose line was severed ended with an error, and is made anew.
@@ -108,12 +110,17 @@ impl Lifeline {
         shared.remote_snap_ids(&self.remote.with_pool(data.pool_id()))
     }
 
-    fn sever_after(&mut self, grace: Duration, wanted: impl Future<Output = ()> + Send + 'static) {
+    fn sever_after(
+        &mut self,
+        grace: Duration,
+        why: &'static str,
+        wanted: impl Future<Output = ()> + Send + 'static,
+    ) {
         let line = self.line.clone();
         self.guards.spawn(async move {
             wanted.await;
             tokio::time::sleep(grace).await;
-            let what = "gave up waiting for the remote cluster: the local image is wanted by others";
+            let what = format!("gave up waiting for the remote cluster: {why}");
             line.sever(Error::new(libc::ECANCELED, what));
         });
     }
