@@ -21,12 +21,16 @@ use rados::{ChecksumKind, Extent, IoCtx, ReadAnswer, ReadOp, ReadSub, SnapId};
 use rbd::{Image, ImageHeader, ObjectNumber, directory};
 
 use crate::ground::Ground;
+use crate::work::BLOCK_BYTES;
 
 /// Time between two looks.
 pub const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Objects compared at once.
+/// Objects compared at once, when nobody is waited for any more.
 const COMPARED_AT_ONCE: usize = 32;
+
+/// Objects looked at at once, while the daemon works.
+const LOOKED_AT_ONCE: usize = 4;
 
 /// Bytes that an image must hold. They must not cross the border of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,28 +145,53 @@ async fn look(
 }
 
 /// Waits until the head of a copy equals that of the primary, to which nobody writes any more; tells when it was seen.
-/// Objects are looked at [`COMPARED_AT_ONCE`] at a time, each until it is the same: it stays so.
+///
+/// An object is looked at until it is the same: it stays so. Checksums tell which blocks differ, and then one of these alone
+/// is looked at until it has come, so that the looking takes little from the daemon that is waited for. What is written must
+/// consist of whole blocks of [`BLOCK_BYTES`].
 pub async fn equals_primary(ground: &Ground, name: &str, limit: Duration) -> Result<Instant> {
     let (primary, header) = Image::open_by_name(&ground.primary, name).await?;
     let (copy, _) = Image::open_by_name(&ground.copy, name).await?;
+    let whole = Extent::new(0, primary.layout().object_size());
     let started = Instant::now();
     let same = async |object| {
         let object = ObjectNumber(object);
-        let theirs = checksum(primary.data_ioctx(), &primary.data_object(object), SnapId::HEAD).await?;
-        let ours = copy.data_object(object);
-        while checksum(copy.data_ioctx(), &ours, SnapId::HEAD).await? != theirs {
-            if started.elapsed() > limit {
-                // Equal bytes in objects of different lengths have different checksums.
-                let same = same_object(&primary, &copy, SnapId::HEAD, object).await;
-                return same.with_context(|| format!("{name} still differs after {limit:?}"));
+        let (theirs, ours) = (primary.data_object(object), copy.data_object(object));
+        let wanted = block_sums(primary.data_ioctx(), &theirs, whole).await?;
+        loop {
+            let held = block_sums(copy.data_ioctx(), &ours, whole).await?;
+            let blocks = wanted.len().max(held.len());
+            let Some(block) = (0..blocks).find(|block| wanted.get(*block) != held.get(*block)) else {
+                return Ok(());
+            };
+            let block = Extent::new(block as u64 * BLOCK_BYTES, BLOCK_BYTES);
+            let bytes = primary.data_ioctx().read_extent(&theirs, SnapId::HEAD, block).await?;
+            while copy.data_ioctx().read_extent(&ours, SnapId::HEAD, block).await.optional()?.as_ref()
+                != Some(&bytes)
+            {
+                ensure!(
+                    started.elapsed() < limit,
+                    "{name} still differs after {limit:?}: {ours} does not hold at {} what was written",
+                    block.offset
+                );
+                tokio::time::sleep(LOOK_INTERVAL).await;
             }
-            tokio::time::sleep(LOOK_INTERVAL).await;
         }
-        Ok(())
     };
     let objects = 0..primary.layout().object_count(header.size);
-    stream::iter(objects).map(same).buffer_unordered(COMPARED_AT_ONCE).try_collect::<()>().await?;
+    stream::iter(objects).map(same).buffer_unordered(LOOKED_AT_ONCE).try_collect::<()>().await?;
     Ok(Instant::now())
+}
+
+/// The checksum of each block of an object as far as it reaches; none when it does not exist.
+async fn block_sums(ioctx: &IoCtx, object: &str, extent: Extent) -> Result<Vec<u64>> {
+    let sums = ReadSub::Checksum { kind: ChecksumKind::XxHash64, extent, chunk: BLOCK_BYTES as u32 };
+    let reply = ioctx.read(ReadOp::new(object).with(sums)).await.optional()?;
+    match reply.map(|reply| reply.answers).as_deref() {
+        None => Ok(Vec::new()),
+        Some([ReadAnswer::Checksums(sums)]) => Ok(sums.clone()),
+        Some(other) => bail!("{object} was asked for checksums, and answered {other:?}"),
+    }
 }
 
 /// How many of the first probes the head of a copy holds. Answers when it holds all of them, when the image is no longer
