@@ -34,7 +34,6 @@ pub use cluster::{
 };
 pub use error::{Error, ErrorClass, Result};
 pub use ioctx::IoCtx;
-pub use librados::map_large_buffers;
 pub use op::{
     ChecksumKind, Clone, CloneSet, OmapPage, ReadAnswer, ReadOp, ReadReply, ReadSub, Watcher, WriteOp,
     WriteSub,

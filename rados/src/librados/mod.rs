@@ -24,7 +24,6 @@ mod closing;
 mod completion;
 mod connection;
 mod ffi;
-mod memory;
 mod ops;
 mod options;
 mod watch;
@@ -41,7 +40,6 @@ use crate::op::{ReadOp, ReadReply, WriteOp};
 use crate::types::{PoolId, SnapId};
 
 use connection::Connection;
-pub use memory::map_large_buffers;
 pub(crate) use options::kind as option_kind;
 
 /// Connects to a cluster.
