@@ -3,12 +3,13 @@
 //! What costs the stock tools their time is waiting: for one round of the monitors after the other. Images that are
 //! worked on at once share these rounds.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use futures::StreamExt;
 use rados::error::ResultExt;
 use rados::{Error, Result};
 use rbd::directory;
+use rbd::types::ImageId;
 
 use crate::pool::Pool;
 use crate::session::Session;
@@ -73,9 +74,9 @@ impl Pool {
         force: bool,
         progress: impl FnMut(Progress<'_>),
     ) -> PoolOutcome {
-        let promote = async |name: &str| {
+        let promote = async |name: &str, id: &ImageId| {
             let what = || format!("cannot promote image '{}'", self.image_spec(name));
-            let session = Session::open(self, name).await.context(what())?;
+            let session = Session::open_id(self, id, name).await.context(what())?;
             session.run(async |session| session.promote_unless_primary(force).await).await.context(what())
         };
         self.each(names, promote, progress).await
@@ -83,20 +84,20 @@ impl Pool {
 
     /// Demotes those of these images that are mirrored and primary.
     pub async fn demote_images(&self, names: &[String], progress: impl FnMut(Progress<'_>)) -> PoolOutcome {
-        let demote = async |name: &str| {
+        let demote = async |name: &str, id: &ImageId| {
             let what = || format!("cannot demote image '{}'", self.image_spec(name));
-            let session = Session::open(self, name).await.context(what())?;
+            let session = Session::open_id(self, id, name).await.context(what())?;
             session.run(async |session| session.demote_if_primary().await).await.context(what())
         };
         self.each(names, demote, progress).await
     }
 
-    /// The images that are mirrored; `None` when that cannot be told: then each is looked at.
-    async fn mirrored(&self) -> Option<BTreeSet<String>> {
+    /// The images that are mirrored, by name; `None` when that cannot be told: then each is looked at.
+    async fn mirrored(&self) -> Option<BTreeMap<String, ImageId>> {
         let mirroring = self.mirroring();
         let (names, mirrored) =
             futures::try_join!(directory::list(self.ioctx()), mirroring.image_ids()).ok()?;
-        Some(names.into_iter().filter(|(_, id)| mirrored.contains_key(id)).map(|(name, _)| name).collect())
+        Some(names.into_iter().filter(|(_, id)| mirrored.contains_key(id)).collect())
     }
 
     /// Does `work` with each image that is mirrored. One that is gone meanwhile is passed over. The outcome is in the
@@ -104,19 +105,20 @@ impl Pool {
     async fn each(
         &self,
         names: &[String],
-        work: impl AsyncFn(&str) -> Result<Done>,
+        work: impl AsyncFn(&str, &ImageId) -> Result<Done>,
         mut progress: impl FnMut(Progress<'_>),
     ) -> PoolOutcome {
-        let (work, mirrored) = (&work, self.mirrored().await);
-        let is_mirrored = |name: &String| mirrored.as_ref().is_none_or(|mirrored| mirrored.contains(name));
+        let mirrored = self.mirrored().await;
+        let one = async |name: &String| match &mirrored {
+            Some(mirrored) => match mirrored.get(name) {
+                Some(id) => work(name, id).await,
+                None => Ok(Done::PassedOver),
+            },
+            None => work(name, &directory::id_of(self.ioctx(), name).await?).await,
+        };
         let one = |name| {
-            let is_mirrored = is_mirrored(name);
-            async move {
-                match is_mirrored {
-                    true => (name, work(name).await),
-                    false => (name, Ok(Done::PassedOver)),
-                }
-            }
+            let done = one(name);
+            async move { (name, done.await) }
         };
         let mut running =
             futures::stream::iter(names).map(one).buffer_unordered(self.options().images_in_flight.max(1));

@@ -17,6 +17,7 @@
 
 use std::time::Duration;
 
+use journal::image_journal::ImageJournal;
 use rados::error::ResultExt;
 use rados::{Error, Result, SnapId};
 use rbd::ImageHeader;
@@ -58,26 +59,30 @@ impl Pool {
 
 impl Session {
     async fn demote(&mut self) -> Result<()> {
-        let (info, global_id) = self.enabled_info().await?;
+        let (info, own) = self.stored_info().await?;
+        self.demote_known(&info, own).await
+    }
+
+    async fn demote_known(&mut self, info: &ImageInfo, own: Option<ImageJournal>) -> Result<()> {
+        let global_id = self.require_mirrored(info)?;
         match info.mode {
-            Some(MirrorImageMode::Snapshot) => self.demote_by_snapshot(&info, &global_id).await,
-            Some(MirrorImageMode::Journal) => self.demote_by_journal(&info).await,
+            Some(MirrorImageMode::Snapshot) => self.demote_by_snapshot(info, &global_id).await,
+            Some(MirrorImageMode::Journal) => self.demote_by_journal(info, own).await,
             _ => Err(Error::new(libc::EOPNOTSUPP, "its mirroring mode is not known")),
         }
     }
 
     /// Makes an image primary no more that is mirrored and primary, and finishes a demotion that was cut off.
     pub(crate) async fn demote_if_primary(&mut self) -> Result<Done> {
-        let mirror = self.pool.mirroring().image(self.image().id()).await?;
-        let info = self.info(mirror).await?;
+        let (info, own) = self.stored_info().await?;
         let unfinished = match info.mode {
-            Some(MirrorImageMode::Journal) => self.is_demotion_unfinished().await?,
+            Some(MirrorImageMode::Journal) => self.is_demotion_unfinished(own.as_ref()),
             _ => unfinished_demotion(self.header()).is_some(),
         };
         if !info.is_enabled() || (!info.is_primary() && !unfinished) {
             return Ok(Done::PassedOver);
         }
-        self.demote().await.map(|()| Done::Changed)
+        self.demote_known(&info, own).await.map(|()| Done::Changed)
     }
 
     async fn demote_by_snapshot(&mut self, info: &ImageInfo, global_id: &GlobalImageId) -> Result<()> {

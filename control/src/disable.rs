@@ -44,7 +44,7 @@ impl Session {
         let mirroring = self.pool.mirroring();
         let Some(mut mirror) = mirroring.image(self.image().id()).await? else { return Ok(()) };
         self.refuse_mirrored_clones().await?;
-        let info = self.info(Some(mirror.clone())).await?;
+        let (info, _) = self.info(Some(mirror.clone())).await?;
         let is_copy = !matches!(info.role, Role::Primary | Role::Unknown);
         if is_copy && !force {
             return Err(Error::new(

@@ -49,7 +49,7 @@ impl Pool {
             return Ok(info(name, id, None, (Role::NonPrimary, String::new())));
         };
         let role = match mirror.mode {
-            MirrorImageMode::Journal => journal_role(self.ioctx(), id).await,
+            MirrorImageMode::Journal => read_journal_role(self.ioctx(), id).await,
             MirrorImageMode::Snapshot => match ImageHeader::read(self.ioctx(), id).await {
                 Ok(header) => Ok(snapshot_role(&header)),
                 // A copy that is being made.
@@ -100,13 +100,17 @@ pub(crate) fn snapshot_role(header: &ImageHeader) -> (Role, String) {
     }
 }
 
-/// Role of an image in journal mode, and the mirror uuid of another site that may write to it. ENOENT when it has no
-/// journal.
-pub(crate) async fn journal_role(ioctx: &IoCtx, id: &ImageId) -> Result<(Role, String)> {
+/// Role of an image in journal mode, as its journal tells it now. ENOENT when it has none.
+pub(crate) async fn read_journal_role(ioctx: &IoCtx, id: &ImageId) -> Result<(Role, String)> {
     let journal = Journal::open(ioctx, id).await?;
-    Ok(match ImageJournal::read(&journal).await?.owner() {
+    Ok(journal_role(&ImageJournal::read(&journal).await?))
+}
+
+/// Role of an image in journal mode, and the mirror uuid of another site that may write to it.
+pub(crate) fn journal_role(own: &ImageJournal) -> (Role, String) {
+    match own.owner() {
         Owner::Primary => (Role::Primary, String::new()),
         Owner::Orphan => (Role::Orphan, String::new()),
         Owner::CopyOf(mirror_uuid) => (Role::NonPrimary, mirror_uuid),
-    })
+    }
 }

@@ -90,23 +90,33 @@ impl Session {
         })
     }
 
-    /// Makes an image in journal mode primary.
-    pub(crate) async fn promote_by_journal(&mut self, info: &ImageInfo, force: bool) -> Result<()> {
+    /// Makes an image in journal mode primary, whose journal was just read.
+    pub(crate) async fn promote_by_journal(
+        &mut self,
+        info: &ImageInfo,
+        own: Option<ImageJournal>,
+        force: bool,
+    ) -> Result<()> {
         refuse_promotion(info, force)?;
-        self.read_journal().await?.promote().await
+        match own {
+            Some(mut own) => own.promote().await,
+            None => self.read_journal().await?.promote().await,
+        }
     }
 
     /// True when the image was demoted here and the end of that was cut off.
-    pub(crate) async fn is_demotion_unfinished(&self) -> Result<bool> {
-        if !self.header().features.has(Features::JOURNALING) {
-            return Ok(false);
-        }
-        Ok(self.read_journal().await.optional()?.is_some_and(|own| own.is_demotion_unfinished()))
+    pub(crate) fn is_demotion_unfinished(&self, own: Option<&ImageJournal>) -> bool {
+        self.header().features.has(Features::JOURNALING)
+            && own.is_some_and(ImageJournal::is_demotion_unfinished)
     }
 
-    /// Makes an image in journal mode primary no more.
-    pub(crate) async fn demote_by_journal(&mut self, info: &ImageInfo) -> Result<()> {
-        let unfinished = self.is_demotion_unfinished().await?;
+    /// Makes an image in journal mode primary no more, whose journal was just read.
+    pub(crate) async fn demote_by_journal(
+        &mut self,
+        info: &ImageInfo,
+        own: Option<ImageJournal>,
+    ) -> Result<()> {
+        let unfinished = self.is_demotion_unfinished(own.as_ref());
         if !unfinished {
             self.refuse_unless_primary(info)?;
         }
@@ -118,7 +128,15 @@ impl Session {
             return self.read_journal().await?.finish_demotion().await;
         }
         self.acquire().await?;
-        self.read_journal().await?.demote().await
+        let mut own = match self.applied_journal.take() {
+            Some(own) => own,
+            None => {
+                let own = self.read_journal().await?;
+                own.require_applied().await.context("cannot demote the image")?;
+                own
+            }
+        };
+        own.demote().await
     }
 
     /// Ends journal mode: takes a copy back, strikes out the mirrors that read the journal, and removes it.

@@ -30,18 +30,21 @@ impl Session {
     /// primary.
     pub(crate) async fn open_own_journal(&mut self) -> Result<()> {
         let what = format!("cannot open the journal of image '{}'", self.spec());
-        let own = self.read_journal().await.context(&what)?;
+        let mut own = self.read_journal().await.context(&what)?;
         if own.owner() != Owner::Primary {
             return Err(Error::new(libc::EPERM, format!("{what}: the image is not primary")));
         }
-        self.replay_own_journal(&own).await.context(&what)?;
-        let own = self.read_journal().await.context(&what)?;
+        if self.replay_own_journal(&own).await.context(&what)? {
+            own.refresh().await.context(&what)?;
+        }
         let predecessor = TagPredecessor {
             mirror_uuid: LOCAL_MIRROR_UUID.to_string(),
             commit: own.commit_position.newest(),
         };
         let tag = TagData { mirror_uuid: LOCAL_MIRROR_UUID.to_string(), predecessor };
-        own.journal.allocate_tag(own.tag_class, &tag).await.context(&what)?;
+        let made = own.journal.allocate_tag(own.tag_class, &tag).await.context(&what)?;
+        own.newest = (made.tid, tag);
+        self.applied_journal = Some(own);
         Ok(())
     }
 
@@ -51,11 +54,12 @@ impl Session {
         ImageJournal::read(&journal).await
     }
 
-    async fn replay_own_journal(&mut self, own: &ImageJournal) -> Result<()> {
+    /// Answers whether there was anything to be applied.
+    async fn replay_own_journal(&mut self, own: &ImageJournal) -> Result<bool> {
         let start = TailStart::After(own.commit_position.clone());
         let opened = Tail::open(&own.journal, IMAGE_CLIENT_ID, start, TailOptions::default()).await;
         let mut tail = opened.map_err(tail_error)?;
-        let Some(first) = tail.next_to_end().await.map_err(tail_error)? else { return Ok(()) };
+        let Some(first) = tail.next_to_end().await.map_err(tail_error)? else { return Ok(false) };
         tracing::info!(image = %self.image().id(), "writing what the last writer had only journalled");
         let snaps = self.header().snapshots.keys().map(|snap| (*snap, *snap));
         let context = ReplayContext {
@@ -96,7 +100,7 @@ impl Session {
         clear_marker(self.image()).await?;
         self.changed();
         self.refresh().await?;
-        replayed
+        replayed.map(|()| true)
     }
 }
 

@@ -18,6 +18,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use journal::image_journal::ImageJournal;
 use rados::error::ResultExt;
 use rados::{Error, Result, SnapId};
 use rbd::exclusive_lock::Delegated;
@@ -37,7 +38,7 @@ use crate::journaled::refuse_promotion;
 use crate::pool::Pool;
 use crate::primary::Purpose;
 use crate::promotion_plan::{Forced, Plan, plan};
-use crate::report::{seconds, snap};
+use crate::report::{ImageInfo, seconds, snap};
 use crate::session::Session;
 
 /// Pause before it is looked again who watches, when nobody told of a change.
@@ -120,11 +121,21 @@ fn foresee(header: &ImageHeader, plan: &Plan) -> Promotion {
 
 impl Session {
     async fn promote(&mut self, force: bool) -> Result<Promotion> {
-        let (info, global_id) = self.enabled_info().await?;
+        let (info, own) = self.stored_info().await?;
+        self.promote_known(&info, own, force).await
+    }
+
+    async fn promote_known(
+        &mut self,
+        info: &ImageInfo,
+        own: Option<ImageJournal>,
+        force: bool,
+    ) -> Result<Promotion> {
+        let global_id = self.require_mirrored(info)?;
         match info.mode {
             Some(MirrorImageMode::Snapshot) => self.promote_by_snapshot(&global_id, force).await,
             Some(MirrorImageMode::Journal) => {
-                self.promote_by_journal(&info, force).await?;
+                self.promote_by_journal(info, own, force).await?;
                 Ok(Promotion { continues_from: None, rolls_back: false })
             }
             _ => Err(Error::new(libc::EOPNOTSUPP, "its mirroring mode is not known")),
@@ -133,14 +144,13 @@ impl Session {
 
     /// Makes an image primary that is mirrored and is not primary, and finishes a promotion that was cut off.
     pub(crate) async fn promote_unless_primary(&mut self, force: bool) -> Result<Done> {
-        let mirror = self.pool.mirroring().image(self.image().id()).await?;
-        let info = self.info(mirror).await?;
+        let (info, own) = self.stored_info().await?;
         let unfinished =
             info.mode == Some(MirrorImageMode::Snapshot) && self.header().features.has(Features::NON_PRIMARY);
         if !info.is_enabled() || (info.is_primary() && !unfinished) {
             return Ok(Done::PassedOver);
         }
-        self.promote(force).await.map(|_| Done::Changed)
+        self.promote_known(&info, own, force).await.map(|_| Done::Changed)
     }
 
     /// Makes an image in snapshot mode primary.

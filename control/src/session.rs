@@ -10,6 +10,7 @@
 
 use std::time::Duration;
 
+use journal::image_journal::ImageJournal;
 use rados::error::ResultExt;
 use rados::{Error, Result, SnapId};
 use rbd::exclusive_lock::{Delegated, ExclusiveLock, LockOptions, RequestPolicy};
@@ -36,6 +37,8 @@ pub(crate) struct Session {
     untold: bool,
     /// Its journal is left alone when the lock is taken.
     journal_ignored: bool,
+    /// Its journal as it was when the lock was taken, behind which nobody else writes: all of it is applied.
+    pub(crate) applied_journal: Option<ImageJournal>,
 }
 
 /// How many watch an image, beside this program.
@@ -56,11 +59,11 @@ impl Session {
 
     /// Opens an image by its id; `name` may be empty when it does not matter.
     pub(crate) async fn open_id(pool: &Pool, id: &ImageId, name: &str) -> Result<Session> {
-        let features = ImageHeader::read(pool.ioctx(), id).await?.features;
         let options = LockOptions {
             // Whoever asks for the lock is told to wait, and has it when the session is closed.
             policy: RequestPolicy::HandOver,
-            object_map: features.has(Features::OBJECT_MAP),
+            // Not known yet.
+            object_map: false,
             watch_timeout: WATCH_TIMEOUT,
         };
         let lock = ExclusiveLock::open(pool.ioctx(), id, options).await?;
@@ -71,6 +74,7 @@ impl Session {
                 return Err(error);
             }
         };
+        lock.set_object_map(header.features.has(Features::OBJECT_MAP));
         let image = Image::of(pool.ioctx(), name, &header);
         Ok(Session {
             pool: pool.clone(),
@@ -78,6 +82,7 @@ impl Session {
             lock,
             untold: false,
             journal_ignored: false,
+            applied_journal: None,
         })
     }
 
@@ -102,34 +107,40 @@ impl Session {
         self.open.refresh().await
     }
 
-    /// The image's mirroring as its metadata and its open header tell it.
-    pub(crate) async fn info(&self, mirror: Option<MirrorImage>) -> Result<ImageInfo> {
+    /// The image's mirroring as its metadata, its open header and its journal tell it, and the journal when it is that of
+    /// an image in journal mode.
+    pub(crate) async fn info(
+        &self,
+        mirror: Option<MirrorImage>,
+    ) -> Result<(ImageInfo, Option<ImageJournal>)> {
         use rbd::mirroring::MirrorImageMode::{Journal, Snapshot, Unknown};
-        let (image, none) = (self.image(), (Role::NonPrimary, String::new()));
+        let mut own = None;
         let role = match mirror.as_ref().map(|mirror| mirror.mode) {
-            None => none,
+            None => (Role::NonPrimary, String::new()),
             Some(Snapshot) => snapshot_role(self.header()),
-            // Without a journal nobody else can be primary.
-            Some(Journal) => journal_role(image.header_ioctx(), image.id())
-                .await
-                .optional()?
-                .unwrap_or((Role::Unknown, String::new())),
+            Some(Journal) => {
+                own = self.read_journal().await.optional()?;
+                // Without a journal nobody else can be primary.
+                own.as_ref().map_or((Role::Unknown, String::new()), journal_role)
+            }
             Some(mode @ Unknown(_)) => {
                 let what = format!("image '{}' is mirrored in mode {mode}, which is not known", self.spec());
                 return Err(Error::new(libc::EOPNOTSUPP, what));
             }
         };
-        Ok(info(image.name(), image.id(), mirror, role))
+        Ok((info(self.image().name(), self.image().id(), mirror, role), own))
     }
 
-    /// The image's mirroring; EINVAL unless it is mirrored.
-    pub(crate) async fn enabled_info(&self) -> Result<(ImageInfo, GlobalImageId)> {
-        let mirror = self.pool.mirroring().image(self.image().id()).await?;
-        let info = self.info(mirror).await?;
-        self.pool.require_enabled(&info)?;
-        let global_id = info.global_id.clone();
+    /// The image's mirroring as it is stored now, and its journal, as [`Session::info`] tells them.
+    pub(crate) async fn stored_info(&self) -> Result<(ImageInfo, Option<ImageJournal>)> {
+        self.info(self.pool.mirroring().image(self.image().id()).await?).await
+    }
+
+    /// The global id of a mirrored image; EINVAL unless it is mirrored.
+    pub(crate) fn require_mirrored(&self, info: &ImageInfo) -> Result<GlobalImageId> {
+        self.pool.require_enabled(info)?;
         let no_id = || Error::new(libc::EINVAL, format!("image '{}' has no global id", self.spec()));
-        Ok((info, global_id.ok_or_else(no_id)?))
+        info.global_id.clone().ok_or_else(no_id)
     }
 
     fn lockable(&self) -> bool {

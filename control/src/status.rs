@@ -19,7 +19,7 @@ use rbd::types::{ImageId, Timestamp};
 use rbd::{ImageHeader, directory};
 
 use crate::daemons::Daemons;
-use crate::info::{info, journal_role, snapshot_role};
+use crate::info::{info, read_journal_role, snapshot_role};
 use crate::pool::Pool;
 use crate::report::{
     Health, ImageInfo, ImageStatus, PeerInfo, PoolInfo, PoolStatus, PrimarySnapshot, Role, SiteReport,
@@ -154,7 +154,7 @@ impl Pool {
     /// The role of an image; unknown for one that cannot be read right now, as one that is being removed.
     async fn role_for_status(&self, id: &ImageId, mirror: &MirrorImage) -> Result<(Role, String)> {
         let role = match mirror.mode {
-            MirrorImageMode::Journal => journal_role(self.ioctx(), id).await,
+            MirrorImageMode::Journal => read_journal_role(self.ioctx(), id).await,
             _ => ImageHeader::read(self.ioctx(), id).await.map(|header| snapshot_role(&header)),
         };
         Ok(role.optional()?.unwrap_or((Role::Unknown, String::new())))

@@ -52,7 +52,8 @@ impl Pool {
 
 impl Session {
     async fn snapshot(&mut self, quiesce: Option<Quiesce>) -> Result<SnapId> {
-        let (info, global_id) = self.enabled_info().await?;
+        let (info, _) = self.stored_info().await?;
+        let global_id = self.require_mirrored(&info)?;
         if info.mode != Some(MirrorImageMode::Snapshot) {
             let what = format!(
                 "cannot make a mirror-snapshot of image '{}': it is not mirrored by snapshots",

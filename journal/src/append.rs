@@ -30,9 +30,13 @@ pub struct Appender {
 impl Appender {
     /// Appends to a tag that has no entries yet.
     pub async fn new(journal: &Journal, tag: TagTid) -> Result<Appender> {
-        let set = journal.mutable().await?.active_set;
+        Ok(Appender::in_set(journal, tag, journal.mutable().await?.active_set))
+    }
+
+    /// Appends to a tag that has no entries yet, when the active set is known. It stays active: nobody else appends.
+    pub(crate) fn in_set(journal: &Journal, tag: TagTid, set: ObjectSet) -> Appender {
         let next = EntryPosition { tag, entry: EntryTid(0) };
-        Ok(Appender { journal: journal.clone(), next, set })
+        Appender { journal: journal.clone(), next, set }
     }
 
     /// Appends to a tag all of whose entries, if it has any, are committed up to `committed`.

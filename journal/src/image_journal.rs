@@ -75,7 +75,7 @@ impl ImageJournal {
 
     /// Reads it. EINVAL when it has no client of its image, or no tag: it was not made by librbd or is being made.
     pub async fn read(journal: &Journal) -> Result<ImageJournal> {
-        let Some(client) = journal.client(IMAGE_CLIENT_ID).await? else {
+        let Some((client, tags)) = journal.client_and_tags(IMAGE_CLIENT_ID).await? else {
             return Err(Error::new(libc::EINVAL, format!("{journal} has no client of its image")));
         };
         let ClientData::Image { tag_class, resync_requested } = client.client_data().map_err(Error::from)?
@@ -83,8 +83,8 @@ impl ImageJournal {
             let what = format!("the client of its image in {journal} is of another kind");
             return Err(Error::new(libc::EINVAL, what));
         };
-        let newest = newest_tag(journal, tag_class, None).await?;
-        let Some(newest) = newest else {
+        let newest = tags.iter().rev().find(|tag| tag.class == tag_class);
+        let Some(newest) = newest.map(|tag| decoded(journal, tag)).transpose()? else {
             return Err(Error::new(libc::EINVAL, format!("{journal} has no tags")));
         };
         Ok(ImageJournal {

@@ -297,11 +297,41 @@ impl Journal {
     /// A client; `None` when it is not registered. ENOENT when there is no journal any more.
     pub async fn client(&self, id: &str) -> Result<Option<Client>> {
         let context = || format!("cannot read client '{id}' of {self}");
-        let Some(value) = self.value(format!("client_{id}")).await.context(context())? else {
+        let Some(value) = self.value(client_key(id)).await.context(context())? else {
             return Ok(None);
         };
         let client = Client::from_bytes(&value, "journal client");
         client.map(Some).map_err(from_decode).context(context())
+    }
+
+    /// A client and the tags that matter to it, as of one moment while these are no more than 256; `None` when it is not
+    /// registered. ENOENT when there is no journal any more.
+    pub(crate) async fn client_and_tags(&self, id: &str) -> Result<Option<(Client, Vec<Tag>)>> {
+        let context = || format!("cannot read client '{id}' and the tags of {self}");
+        let key = client_key(id);
+        let op = ReadOp::new(self.metadata_object()).with(ReadSub::OmapGetByKeys(vec![key.clone()])).exec(
+            CLASS,
+            "tag_list",
+            tag_list_input(id, None, None),
+        );
+        let reply = match self.inner.header.read(op).await {
+            // Either the client is not registered, or there is no journal.
+            Err(error) if error.is_not_found() => {
+                return self.client(id).await?.map_or(Ok(None), |_| Err(error.context(context())));
+            }
+            reply => reply.context(context())?,
+        };
+        let [ReadAnswer::Omap(client), ReadAnswer::Data(tags)] = reply.answers.as_slice() else {
+            return Err(Error::new(libc::EBADMSG, context()));
+        };
+        let Some((_, client)) = client.entries.first() else { return Ok(None) };
+        let client = Client::from_bytes(client, "journal client").map_err(from_decode).context(context())?;
+        let tags = Decoder::new(tags, "a list of journal tags").seq(26, Tag::decode);
+        let mut tags = tags.map_err(from_decode).context(context())?;
+        if tags.len() as u64 >= PAGE_ENTRIES {
+            tags = self.tags(id, None, None).await?;
+        }
+        Ok(Some((client, tags)))
     }
 
     /// Registers a client. It begins where the least advanced client is, or at the beginning of the journal when one has
@@ -388,14 +418,35 @@ impl Journal {
         Decoder::new(&output, "the next tag").u64().map(TagTid).map_err(from_decode).context(context())
     }
 
+    /// The number that the next tag gets, and the set that is appended to, as of one moment.
+    async fn next_tag_tid_and_active_set(&self) -> Result<(TagTid, ObjectSet)> {
+        let context = || format!("cannot read the number of the next tag and the active set of {self}");
+        let op = ReadOp::new(self.metadata_object()).exec(CLASS, "get_next_tag_tid", Bytes::new()).exec(
+            CLASS,
+            "get_active_set",
+            Bytes::new(),
+        );
+        let reply = self.inner.header.read(op).await.context(context())?;
+        let output = concatenated(&reply.answers);
+        let mut d = Decoder::new(&output, "the next tag and the active set");
+        let mut read = || Ok((TagTid(d.u64()?), ObjectSet(d.u64()?)));
+        read().map_err(from_decode).context(context())
+    }
+
     /// Makes the tag of this number, unless somebody else took it or a later one: false then.
     pub async fn try_allocate_tag(&self, tid: TagTid, class: TagClass, data: &TagData) -> Result<bool> {
+        let made = self.try_create_tag(tid, class, data).await?;
+        if made {
+            self.notify().await;
+        }
+        Ok(made)
+    }
+
+    /// As [`Journal::try_allocate_tag`], and nobody is told.
+    async fn try_create_tag(&self, tid: TagTid, class: TagClass, data: &TagData) -> Result<bool> {
         let data = data.to_bytes();
         match self.write("tag_create", |e| e.u64(tid.0).u64(class.0).blob(&data)).await {
-            Ok(()) => {
-                self.notify().await;
-                Ok(true)
-            }
+            Ok(()) => Ok(true),
             Err(e) if e.is(libc::ESTALE) || e.is(libc::EEXIST) => Ok(false),
             Err(e) => Err(e.context(format!("cannot allocate tag {} in {self}", tid.0))),
         }
@@ -406,13 +457,33 @@ impl Journal {
         for _ in 0..TAG_ATTEMPTS_MAX {
             let tid = self.next_tag_tid().await?;
             if self.try_allocate_tag(tid, class, data).await? {
-                let made = self.tag(tid).await?;
                 // Tags expire once newer ones are committed: others may have been quick.
+                let made = if class == TagClass::NEW { self.tag(tid).await? } else { None };
                 return Ok(made.unwrap_or(Tag { tid, class, data: data.to_bytes() }));
             }
         }
+        Err(self.tags_taken())
+    }
+
+    /// Makes the next tag of a class and tells nobody: that is left to the commit of its first entry. Answers with the
+    /// set to which this entry is appended, too.
+    pub(crate) async fn allocate_tag_quietly(
+        &self,
+        class: TagClass,
+        data: &TagData,
+    ) -> Result<(TagTid, ObjectSet)> {
+        for _ in 0..TAG_ATTEMPTS_MAX {
+            let (tid, set) = self.next_tag_tid_and_active_set().await?;
+            if self.try_create_tag(tid, class, data).await? {
+                return Ok((tid, set));
+            }
+        }
+        Err(self.tags_taken())
+    }
+
+    fn tags_taken(&self) -> Error {
         let why = format!("others took every number {TAG_ATTEMPTS_MAX} times; try again");
-        Err(Error::new(libc::EAGAIN, format!("cannot allocate a tag in {self}: {why}")))
+        Error::new(libc::EAGAIN, format!("cannot allocate a tag in {self}: {why}"))
     }
 
     /// Tells that object sets before this one have been removed. ESTALE when it is lower than before, EINVAL when it is
@@ -501,6 +572,10 @@ fn client_list_input(after: &str) -> Bytes {
     let mut e = Encoder::new();
     e.string(after).u64(PAGE_ENTRIES);
     e.finish()
+}
+
+fn client_key(id: &str) -> String {
+    format!("client_{id}")
 }
 
 /// The class takes 0 for no limit: tag 0 comes again behind itself.

@@ -71,17 +71,13 @@ impl ImageJournal {
     }
 
     /// Ends the image's being the primary. What was read of the journal is fresh afterwards. EINVAL when it is not
-    /// primary, EBUSY when its last writer has left entries that were not applied to it: whoever opens it to write does
-    /// that.
+    /// primary.
     ///
-    /// The caller holds the exclusive lock, and nothing is being written.
+    /// The caller holds the exclusive lock, nothing is being written, and everything in the journal was applied to the
+    /// image: see [`ImageJournal::require_applied`].
     pub async fn demote(&mut self) -> Result<()> {
         if self.owner() != Owner::Primary {
             return Err(self.refused("demote", "it is not primary"));
-        }
-        if let Some(entry) = self.first_uncommitted().await? {
-            let what = format!("cannot demote image {}: {entry} of its journal", self.journal.image());
-            return Err(Error::new(libc::EBUSY, format!("{what} was not applied; open it once to write")));
         }
         let commit = self.commit_position.newest();
         let predecessor = TagPredecessor { mirror_uuid: LOCAL_MIRROR_UUID.to_string(), commit };
@@ -112,31 +108,33 @@ impl ImageJournal {
         walked.await.map_err(tail_error)?;
         let appended = match appended.filter(|appended| appended.position.tag == self.newest.0) {
             Some(appended) => appended,
-            None => self.append_event().await?,
+            None => append_event(Appender::new(&self.journal, self.newest.0).await?).await?,
         };
         self.commit_event(appended).await.context("cannot finish the demotion of the image")
     }
 
-    /// Makes a tag, appends the event to it, and commits that.
+    /// Makes a tag, appends the event to it, and commits that; then the watchers are told of all three.
     async fn begin_epoch(&mut self, mirror_uuid: &str, predecessor: TagPredecessor) -> Result<()> {
         let data = TagData { mirror_uuid: mirror_uuid.to_string(), predecessor };
-        let tag = self.journal.allocate_tag(self.tag_class, &data).await?;
-        self.newest = (tag.tid, data);
-        let appended = self.append_event().await?;
+        let (tid, set) = self.journal.allocate_tag_quietly(self.tag_class, &data).await?;
+        self.newest = (tid, data);
+        let appended = append_event(Appender::in_set(&self.journal, tid, set)).await?;
         self.commit_event(appended).await
-    }
-
-    /// Appends the event of the newest tag.
-    async fn append_event(&self) -> Result<ObjectPosition> {
-        let mut appender = Appender::new(&self.journal, self.newest.0).await?;
-        let event = EventEntry { event: Event::DemotePromote, timestamp: Timestamp::default() };
-        appender.append(&event).await
     }
 
     async fn commit_event(&mut self, appended: ObjectPosition) -> Result<()> {
         let position = advanced(&self.commit_position, &[appended], self.journal.layout());
         self.journal.client_commit(IMAGE_CLIENT_ID, &position).await?;
-        self.refresh().await
+        self.commit_position = position;
+        Ok(())
+    }
+
+    /// EBUSY when the image's last writer has left entries that were not applied to it: whoever opens it to write does
+    /// that.
+    pub async fn require_applied(&self) -> Result<()> {
+        let Some(entry) = self.first_uncommitted().await? else { return Ok(()) };
+        let what = format!("{entry} of the journal of image {} was not applied", self.journal.image());
+        Err(Error::new(libc::EBUSY, format!("{what}; open it once to write")))
     }
 
     /// The first entry that the image's own client has not committed.
@@ -154,6 +152,11 @@ impl ImageJournal {
     fn refused(&self, what: &str, why: &str) -> Error {
         Error::new(libc::EINVAL, format!("cannot {what} image {}: {why}", self.journal.image()))
     }
+}
+
+/// Appends the event that a promotion or a demotion consists of.
+async fn append_event(mut appender: Appender) -> Result<ObjectPosition> {
+    appender.append(&EventEntry { event: Event::DemotePromote, timestamp: Timestamp::default() }).await
 }
 
 fn tail_error(error: TailError) -> Error {

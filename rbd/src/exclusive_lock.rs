@@ -206,6 +206,12 @@ impl ExclusiveLock {
         let _ = self.commands.send(Command::SetPolicy(policy));
     }
 
+    /// Changes whether the object map is locked, too. To be called while the lock is not held.
+    pub fn set_object_map(&self, object_map: bool) {
+        // When the task has ended there is nothing to lock any more.
+        let _ = self.commands.send(Command::SetObjectMap(object_map));
+    }
+
     /// Changes what peers who want the lock are told, from beside whoever uses it.
     pub fn policy_setter(&self) -> PolicySetter {
         PolicySetter(self.commands.downgrade())

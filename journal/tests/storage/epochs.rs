@@ -151,10 +151,11 @@ pub async fn unapplied_entries_keep_an_image_from_being_demoted(world: &World) -
     open.kill().await?;
     world.stock().blocklist_add(&address).await?;
     let mut own = ImageJournal::read(&journal).await?;
-    let refused = own.demote().await.err().context("demoted with entries that were not applied")?;
+    let refused = own.require_applied().await.err().context("entries that were not applied were not seen")?;
     ensure!(refused.is(libc::EBUSY) && refused.to_string().contains("open it once to write"), "{refused}");
     world.stock().resize(&image, 2 * IMAGE_BYTES).await?;
     own.refresh().await?;
+    own.require_applied().await?;
     own.demote().await?;
     Ok(())
 }

@@ -34,15 +34,26 @@ const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 /// What the holder of the lock's handle asks.
 pub(super) enum Command {
     /// Take the lock; `patient`: from a live owner, too. True when it was taken.
-    Acquire { patient: bool, answer: oneshot::Sender<Result<bool>> },
+    Acquire {
+        patient: bool,
+        answer: oneshot::Sender<Result<bool>>,
+    },
     /// Give it up.
-    Release { answer: oneshot::Sender<Result<()>> },
+    Release {
+        answer: oneshot::Sender<Result<()>>,
+    },
     /// Change what peers are told.
     SetPolicy(RequestPolicy),
+    SetObjectMap(bool),
     /// Ask the owner to carry out an operation.
-    AskOwner { operation: Operation, answer: oneshot::Sender<Result<()>> },
+    AskOwner {
+        operation: Operation,
+        answer: oneshot::Sender<Result<()>>,
+    },
     /// Give everything up and end.
-    Close { answer: oneshot::Sender<Result<()>> },
+    Close {
+        answer: oneshot::Sender<Result<()>>,
+    },
 }
 
 /// Somebody waiting for the lock.
@@ -263,6 +274,7 @@ impl Task {
                 self.releasers.push(answer);
             }
             Command::SetPolicy(policy) => self.options.policy = policy,
+            Command::SetObjectMap(object_map) => self.options.object_map = object_map,
             Command::AskOwner { operation, answer } => self.ask_owner(operation, answer),
             Command::Close { answer } => self.end(Ending::Closed(Some(answer))),
         }
