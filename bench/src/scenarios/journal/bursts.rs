@@ -1,4 +1,8 @@
-//! Bursts: many writes as fast as the primary takes them, from the first one until the copy equals the primary.
+//! Bursts: many writes as fast as the primary takes them, from the first one until the copy equals the primary; and the
+//! same with a daemon that is only started when all is written, from its start on.
+//!
+//! All of it runs on the same processors: the writers, both clusters and the daemon. What the writing alone takes, and what
+//! the OSDs use for it and for the copy, is told beside it.
 
 use std::time::Instant;
 
@@ -19,6 +23,9 @@ struct Burst {
     unit_per_write: f64,
     behind: Measure,
     cpu: Measure,
+    osd_cpu: Measure,
+    writing: Measure,
+    backlog: Measure,
 }
 
 const BURSTS: [Burst; 2] = [
@@ -33,6 +40,13 @@ const BURSTS: [Burst; 2] = [
         unit_per_write: 1.0,
         behind: Measure { name: "  last write to current copy", unit: "s", target: Target::AtMost(1.0) },
         cpu: Measure { name: "  CPU per event", unit: "µs", target: Target::RatioAtMost(1.0 / 3.0) },
+        osd_cpu: Measure { name: "  CPU of the OSDs per event", unit: "µs", target: Target::Told },
+        writing: Measure { name: "  what the primary took", unit: "writes/s", target: Target::Told },
+        backlog: Measure {
+            name: "  all written before the daemon starts",
+            unit: "events/s",
+            target: Target::Told,
+        },
     },
     Burst {
         writes: 8192,
@@ -45,9 +59,15 @@ const BURSTS: [Burst; 2] = [
         unit_per_write: 1.0 / 16.0,
         behind: Measure { name: "  its last write to current copy", unit: "s", target: Target::Told },
         cpu: Measure { name: "  its CPU per event", unit: "µs", target: Target::Told },
+        osd_cpu: Measure { name: "  its CPU of the OSDs per event", unit: "µs", target: Target::Told },
+        writing: Measure { name: "  what the primary took of it", unit: "MiB/s", target: Target::Told },
+        backlog: Measure {
+            name: "  all of it written before the daemon starts",
+            unit: "MiB/s",
+            target: Target::Told,
+        },
     },
 ];
-const WRITING: Measure = Measure { name: "  what the primary took", unit: "per s", target: Target::Told };
 const PEAK: Measure = Measure { name: "peak memory with these backlogs", unit: "MiB", target: Target::Told };
 
 const IMAGE: &str = "burst";
@@ -64,25 +84,49 @@ pub async fn run(ground: &Ground, results: &mut Results) -> Result<()> {
         results.add(PEAK, who, turn.peak_bytes()? as f64 / f64::from(1 << 20));
         turn.end().await?;
     }
+    for who in Who::alternate(1) {
+        for burst in &BURSTS {
+            write(ground, burst).await?;
+            let turn = Turn::launch(ground, who).await?;
+            let equal = turn.explain(arrival::equals_primary(ground, IMAGE, LARGE_LIMIT).await)?;
+            turn.explain(verify(ground, IMAGE).await)?;
+            results.add(burst.backlog, who, burst.amount() / (equal - turn.started).as_secs_f64());
+            turn.end().await?;
+        }
+    }
     Ok(())
 }
 
-async fn one(ground: &Ground, results: &mut Results, turn: &Turn<'_>, burst: &Burst) -> Result<()> {
-    let cpu_s = turn.cpu_s()?;
+impl Burst {
+    /// How much it is, as its rate counts it.
+    fn amount(&self) -> f64 {
+        self.writes as f64 * self.unit_per_write
+    }
+}
+
+/// Writes a burst; how long that took, in seconds.
+async fn write(ground: &Ground, burst: &Burst) -> Result<f64> {
     let (ios, block) = (format!("--number_ios={}", burst.writes), format!("--bs={}", burst.block_bytes));
     let size = format!("--size={BYTES}");
     let write = ["--rw=randwrite", "--iodepth=32", "--randrepeat=0", "--refill_buffers", &ios, &block, &size];
     let said = ground.a().fio(&spec(IMAGE), "", &write).await?;
-    let written = Instant::now();
     let took_ms = said["write"]["runtime"].as_f64().context("fio tells how long it wrote")?;
-    let equal = arrival::equals_primary(ground, IMAGE, LARGE_LIMIT).await;
-    let behind_s = (turn.explain(equal)? - written).as_secs_f64();
-    let used_s = turn.cpu_s()? - cpu_s;
+    Ok(took_ms / 1e3)
+}
+
+async fn one(ground: &Ground, results: &mut Results, turn: &Turn<'_>, burst: &Burst) -> Result<()> {
+    let before = (turn.cpu_s()?, ground.osd_cpu_s()?);
+    let took_s = write(ground, burst).await?;
+    let written = Instant::now();
+    let equal = turn.explain(arrival::equals_primary(ground, IMAGE, LARGE_LIMIT).await)?;
+    let behind_s = (equal - written).as_secs_f64();
+    let used = (turn.cpu_s()? - before.0, ground.osd_cpu_s()? - before.1);
     turn.explain(verify(ground, IMAGE).await)?;
-    let amount = burst.writes as f64 * burst.unit_per_write;
-    results.add(burst.rate, turn.who(), amount / (took_ms / 1e3 + behind_s));
+    let per_event_us = |used_s: f64| used_s * 1e6 / burst.writes as f64;
+    results.add(burst.rate, turn.who(), burst.amount() / (took_s + behind_s));
     results.add(burst.behind, turn.who(), behind_s);
-    results.add(WRITING, turn.who(), amount / took_ms * 1e3);
-    results.add(burst.cpu, turn.who(), used_s * 1e6 / burst.writes as f64);
+    results.add(burst.writing, turn.who(), burst.amount() / took_s);
+    results.add(burst.cpu, turn.who(), per_event_us(used.0));
+    results.add(burst.osd_cpu, turn.who(), per_event_us(used.1));
     Ok(())
 }
