@@ -3,7 +3,6 @@
 //! * [`connection`]: connecting, configuration, I/O contexts, the bounds on what is in flight, shutting down.
 //! * [`closing`]: waiting for connections to be shut down.
 //! * [`completion`]: how an asynchronous call of librados becomes a future, and who owns its memory meanwhile.
-//! * [`memory`]: how the process keeps memory.
 //! * [`ops`]: reads and writes of one object, over the C++ shim (`shim.cc`).
 //! * [`watch`]: watches that come back by themselves, and notifications.
 //! * [`blocking`]: what librados offers only as a call that waits.
