@@ -90,6 +90,7 @@ async fn planned(
         details: Details { pool: pool_name, ..Details::default() },
         record: Box::new(|details| record.write(Outcome::Running, None, details)),
         talkative: !is_json(wish.report),
+        changed: false,
     };
     let mut outcome = match wish.dry_run {
         true => relocation.rehearse().await,

@@ -42,6 +42,8 @@ pub struct Relocation<'a> {
     pub record: super::Record<'a>,
     /// Steps are told as they are taken.
     pub talkative: bool,
+    /// Some image was changed.
+    pub changed: bool,
 }
 
 /// Pairs with what is to be done next.
@@ -144,9 +146,17 @@ impl Relocation<'_> {
         if refused == 0 {
             return Ok(());
         }
-        let sentence =
-            format!("{refused} of {} images cannot be relocated; nothing was changed", planned.len());
+        let so_far = self.so_far();
+        let sentence = format!("{refused} of {} images cannot be relocated; {so_far}", planned.len());
         Err(Failure::new(libc::EBUSY, sentence))
+    }
+
+    /// What has become of the images when it goes on no further, for the end of a sentence.
+    fn so_far(&self) -> &'static str {
+        match self.changed {
+            false => "nothing was changed",
+            true => "the report tells what was changed before; run this again when that is mended",
+        }
     }
 
     /// Demotes here what is primary on both sites, and asks for a resync of what must be made equal.
@@ -163,6 +173,7 @@ impl Relocation<'_> {
         for pair in &mend {
             // After the demotion: a primary image cannot be asked for a resync.
             self.pool.resync(pair.name()).await?;
+            self.changed = true;
             let name = targets::image_name(self.pool, pair.name());
             self.details.image(&pair.global_id, &name).done.push("resync asked for here".to_string());
         }
@@ -185,9 +196,9 @@ impl Relocation<'_> {
                     0 => String::new(),
                     more => format!(" (and those of {more} more images)"),
                 };
-                let sentence = format!(
-                    "the last changes of '{name}'{more} would not arrive: {fault}; nothing was changed"
-                );
+                let so_far = self.so_far();
+                let sentence =
+                    format!("the last changes of '{name}'{more} would not arrive: {fault}; {so_far}");
                 return Err(Failure::new(libc::ENOTCONN, sentence));
             }
             tokio::time::sleep(POLL_INTERVAL).await;
@@ -386,6 +397,7 @@ impl Relocation<'_> {
                     .map(|_| (pair.global_id.clone(), pair.name().to_string()))
             })
         };
+        self.changed |= !outcome.changed.is_empty();
         for name in &outcome.changed {
             if let Some((global_id, name)) = id_of(name) {
                 let name = targets::image_name(self.pool, &name);
