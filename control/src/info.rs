@@ -19,7 +19,6 @@
 //!
 //! Reference: `src/librbd/mirror/GetInfoRequest.cc`, `src/librbd/Journal.cc` (`get_tag_owner`).
 
-use journal::Journal;
 use journal::bootstrap::Owner;
 use journal::image_journal::ImageJournal;
 use rados::error::ResultExt;
@@ -102,8 +101,7 @@ pub(crate) fn snapshot_role(header: &ImageHeader) -> (Role, String) {
 
 /// Role of an image in journal mode, as its journal tells it now. ENOENT when it has none.
 pub(crate) async fn read_journal_role(ioctx: &IoCtx, id: &ImageId) -> Result<(Role, String)> {
-    let journal = Journal::open(ioctx, id).await?;
-    Ok(journal_role(&ImageJournal::read(&journal).await?))
+    Ok(journal_role(&ImageJournal::open(ioctx, id).await?))
 }
 
 /// Role of an image in journal mode, and the mirror uuid of another site that may write to it.

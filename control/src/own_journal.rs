@@ -15,7 +15,7 @@ use journal::event::EventEntry;
 use journal::image_journal::ImageJournal;
 use journal::replay::{Replay, ReplayContext, ReplayError, clear_marker};
 use journal::types::{IMAGE_CLIENT_ID, LOCAL_MIRROR_UUID, TagData, TagPredecessor};
-use journal::{Committer, Journal, Tail, TailError, TailOptions, TailStart};
+use journal::{Committer, Tail, TailError, TailOptions, TailStart};
 use rados::error::ResultExt;
 use rados::{Error, Result};
 use tokio_util::sync::CancellationToken;
@@ -50,8 +50,7 @@ impl Session {
 
     /// The image's journal. ENOENT when it has none.
     pub(crate) async fn read_journal(&self) -> Result<ImageJournal> {
-        let journal = Journal::open(self.image().header_ioctx(), self.image().id()).await?;
-        ImageJournal::read(&journal).await
+        ImageJournal::open(self.image().header_ioctx(), self.image().id()).await
     }
 
     /// Answers whether there was anything to be applied.

@@ -2,7 +2,6 @@
 //!
 //! Reference: `Mirror<I>::image_snapshot_create` and `image_resync` in `src/librbd/api/Mirror.cc`.
 
-use journal::Journal;
 use journal::image_journal::ImageJournal;
 use rados::error::ResultExt;
 use rados::{Error, Result, SnapId};
@@ -41,8 +40,7 @@ impl Pool {
                 set_resync_requested(self.ioctx(), &info.id, &mirror_uuid, true).await.context(what())
             }
             Some(MirrorImageMode::Journal) => {
-                let journal = Journal::open(self.ioctx(), &info.id).await.context(what())?;
-                let mut own = ImageJournal::read(&journal).await.context(what())?;
+                let mut own = ImageJournal::open(self.ioctx(), &info.id).await.context(what())?;
                 own.set_resync(true).await.context(what())
             }
             _ => refuse(libc::EINVAL, "its mirroring mode is not known".into()),

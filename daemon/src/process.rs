@@ -1,6 +1,6 @@
 //! The process as the system sees it: background, pid file, user and group.
 //!
-//! All of it happens before the first thread is started, in this order: open the log, go to the background, write the
+//! All of it happens before the first thread is started (the allocator's own apart), in this order: open the log, go to the background, write the
 //! pid file, give up privileges.
 
 use std::fs::{File, OpenOptions};

@@ -15,7 +15,7 @@ use rados::{Error, IoCtx, Result};
 use rbd::ImageId;
 
 use crate::bootstrap::Owner;
-use crate::metadata::{Journal, JournalLayout};
+use crate::metadata::{ClientAndTags, Journal, JournalLayout};
 use crate::types::{
     ClientData, CommitPosition, IMAGE_CLIENT_ID, LOCAL_MIRROR_UUID, Tag, TagClass, TagData, TagPredecessor,
     TagTid,
@@ -73,16 +73,37 @@ impl ImageJournal {
         ImageJournal::create(header_ioctx, image, layout, &tag).await.map(drop)
     }
 
+    /// Opens and reads the journal of an image whose header lies in `header_ioctx`, as of one moment. ENOENT when it has
+    /// none, EINVAL as for [`ImageJournal::read`].
+    pub async fn open(header_ioctx: &IoCtx, image: &ImageId) -> Result<ImageJournal> {
+        match Journal::open_with_client(header_ioctx, image, IMAGE_CLIENT_ID).await {
+            Ok((journal, read)) => ImageJournal::of(&journal, read).await,
+            // Either there is no journal, or it has no client of its image.
+            Err(error) if error.is_not_found() => {
+                ImageJournal::read(&Journal::open(header_ioctx, image).await?).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Reads it. EINVAL when it has no client of its image, or no tag: it was not made by librbd or is being made.
     pub async fn read(journal: &Journal) -> Result<ImageJournal> {
-        let Some((client, tags)) = journal.client_and_tags(IMAGE_CLIENT_ID).await? else {
-            return Err(Error::new(libc::EINVAL, format!("{journal} has no client of its image")));
-        };
+        match journal.client_and_tags(IMAGE_CLIENT_ID).await? {
+            Some(read) => ImageJournal::of(journal, read).await,
+            None => Err(Error::new(libc::EINVAL, format!("{journal} has no client of its image"))),
+        }
+    }
+
+    async fn of(journal: &Journal, read: ClientAndTags) -> Result<ImageJournal> {
+        let ClientAndTags { client, mut tags, more } = read;
         let ClientData::Image { tag_class, resync_requested } = client.client_data().map_err(Error::from)?
         else {
             let what = format!("the client of its image in {journal} is of another kind");
             return Err(Error::new(libc::EINVAL, what));
         };
+        if more {
+            tags = journal.tags(IMAGE_CLIENT_ID, Some(tag_class), None).await?;
+        }
         let newest = tags.iter().rev().find(|tag| tag.class == tag_class);
         let Some(newest) = newest.map(|tag| decoded(journal, tag)).transpose()? else {
             return Err(Error::new(libc::EINVAL, format!("{journal} has no tags")));

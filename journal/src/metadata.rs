@@ -141,23 +141,24 @@ pub fn metadata_object(image: &ImageId) -> String {
 impl Journal {
     /// Opens the journal of an image whose header lies in `header_ioctx`. ENOENT when it has none.
     pub async fn open(header_ioctx: &IoCtx, image: &ImageId) -> Result<Journal> {
-        let op = ReadOp::new(metadata_object(image))
-            .exec(CLASS, "get_order", Bytes::new())
-            .exec(CLASS, "get_splay_width", Bytes::new())
-            .exec(CLASS, "get_pool_id", Bytes::new());
         let context = || format!("cannot open the journal of image {image}");
-        let reply = header_ioctx.read(op).await.context(context())?;
-        let output = concatenated(&reply.answers);
-        let mut d = Decoder::new(&output, "the metadata of a journal");
-        let mut read = || -> std::result::Result<JournalLayout, rados::encoding::DecodeError> {
-            let (order, splay_width, pool) = (d.u8()?, d.u8()?, d.i64()?);
-            if !ORDERS.contains(&order) || splay_width == 0 {
-                return Err(d.invalid(format!("order {order}, splay width {splay_width}")));
-            }
-            Ok(JournalLayout { order, splay_width, pool: (pool >= 0).then_some(PoolId(pool)) })
-        };
-        let layout = read().map_err(Error::from).context(context())?;
+        let reply = header_ioctx.read(layout_read(image)).await.context(context())?;
+        let layout = layout_of(&reply.answers).context(context())?;
         Ok(Journal::of(header_ioctx, image, layout))
+    }
+
+    /// As [`Journal::open`], and reads a client and the first tags that matter to it, as of one moment. ENOENT also when
+    /// the client is not registered.
+    pub(crate) async fn open_with_client(
+        header_ioctx: &IoCtx,
+        image: &ImageId,
+        id: &str,
+    ) -> Result<(Journal, ClientAndTags)> {
+        let context = || format!("cannot open the journal of image {image} and read its client '{id}'");
+        let reply = header_ioctx.read(client_read(layout_read(image), id)).await.context(context())?;
+        let (layout, client) = reply.answers.split_at(LAYOUT_CALLS.len().min(reply.answers.len()));
+        let (layout, client) = (layout_of(layout).context(context())?, client_of(client).context(context())?);
+        Ok((Journal::of(header_ioctx, image, layout), client))
     }
 
     /// Makes an empty journal, without tags and clients. EEXIST when there is one.
@@ -304,34 +305,17 @@ impl Journal {
         client.map(Some).map_err(from_decode).context(context())
     }
 
-    /// A client and the tags that matter to it, as of one moment while these are no more than 256; `None` when it is not
-    /// registered. ENOENT when there is no journal any more.
-    pub(crate) async fn client_and_tags(&self, id: &str) -> Result<Option<(Client, Vec<Tag>)>> {
+    /// A client and the first tags that matter to it, as of one moment; `None` when it is not registered. ENOENT when
+    /// there is no journal any more.
+    pub(crate) async fn client_and_tags(&self, id: &str) -> Result<Option<ClientAndTags>> {
         let context = || format!("cannot read client '{id}' and the tags of {self}");
-        let key = client_key(id);
-        let op = ReadOp::new(self.metadata_object()).with(ReadSub::OmapGetByKeys(vec![key.clone()])).exec(
-            CLASS,
-            "tag_list",
-            tag_list_input(id, None, None),
-        );
-        let reply = match self.inner.header.read(op).await {
+        let op = client_read(ReadOp::new(self.metadata_object()), id);
+        match self.inner.header.read(op).await {
+            Ok(reply) => client_of(&reply.answers).map(Some).context(context()),
             // Either the client is not registered, or there is no journal.
-            Err(error) if error.is_not_found() => {
-                return self.client(id).await?.map_or(Ok(None), |_| Err(error.context(context())));
-            }
-            reply => reply.context(context())?,
-        };
-        let [ReadAnswer::Omap(client), ReadAnswer::Data(tags)] = reply.answers.as_slice() else {
-            return Err(Error::new(libc::EBADMSG, context()));
-        };
-        let Some((_, client)) = client.entries.first() else { return Ok(None) };
-        let client = Client::from_bytes(client, "journal client").map_err(from_decode).context(context())?;
-        let tags = Decoder::new(tags, "a list of journal tags").seq(26, Tag::decode);
-        let mut tags = tags.map_err(from_decode).context(context())?;
-        if tags.len() as u64 >= PAGE_ENTRIES {
-            tags = self.tags(id, None, None).await?;
+            Err(error) if error.is_not_found() && self.client(id).await?.is_none() => Ok(None),
+            Err(error) => Err(error.context(context())),
         }
-        Ok(Some((client, tags)))
     }
 
     /// Registers a client. It begins where the least advanced client is, or at the beginning of the journal when one has
@@ -572,6 +556,55 @@ fn client_list_input(after: &str) -> Bytes {
     let mut e = Encoder::new();
     e.string(after).u64(PAGE_ENTRIES);
     e.finish()
+}
+
+/// Class methods that tell how a journal is cut.
+const LAYOUT_CALLS: [&str; 3] = ["get_order", "get_splay_width", "get_pool_id"];
+
+fn layout_read(image: &ImageId) -> ReadOp {
+    let op = ReadOp::new(metadata_object(image));
+    LAYOUT_CALLS.iter().fold(op, |op, call| op.exec(CLASS, call, Bytes::new()))
+}
+
+fn layout_of(answers: &[ReadAnswer]) -> Result<JournalLayout> {
+    let output = concatenated(answers);
+    let mut d = Decoder::new(&output, "the metadata of a journal");
+    let mut read = || {
+        let (order, splay_width, pool) = (d.u8()?, d.u8()?, d.i64()?);
+        if !ORDERS.contains(&order) || splay_width == 0 {
+            return Err(d.invalid(format!("order {order}, splay width {splay_width}")));
+        }
+        Ok(JournalLayout { order, splay_width, pool: (pool >= 0).then_some(PoolId(pool)) })
+    };
+    read().map_err(from_decode)
+}
+
+/// A client, and the tags that matter to it.
+#[derive(Debug)]
+pub(crate) struct ClientAndTags {
+    pub(crate) client: Client,
+    pub(crate) tags: Vec<Tag>,
+    /// There may be more tags behind these.
+    pub(crate) more: bool,
+}
+
+fn client_read(op: ReadOp, id: &str) -> ReadOp {
+    let client = ReadSub::OmapGetByKeys(vec![client_key(id)]);
+    op.with(client).exec(CLASS, "tag_list", tag_list_input(id, None, None))
+}
+
+fn client_of(answers: &[ReadAnswer]) -> Result<ClientAndTags> {
+    let [ReadAnswer::Omap(client), ReadAnswer::Data(tags)] = answers else {
+        return Err(Error::new(libc::EBADMSG, "a client and tags were asked for, and something else came"));
+    };
+    // The tags of a client that is not registered are refused.
+    let [(_, client)] = client.entries.as_slice() else {
+        return Err(Error::new(libc::EBADMSG, "a client has tags, and is not there"));
+    };
+    let client = Client::from_bytes(client, "journal client").map_err(from_decode)?;
+    let tags = Decoder::new(tags, "a list of journal tags").seq(26, Tag::decode).map_err(from_decode)?;
+    let more = tags.len() as u64 >= PAGE_ENTRIES;
+    Ok(ClientAndTags { client, tags, more })
 }
 
 fn client_key(id: &str) -> String {
