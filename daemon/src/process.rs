@@ -1,7 +1,7 @@
 //! The process as the system sees it: background, pid file, user and group.
 //!
-//! All of it happens before the first thread is started (the allocator's own apart), in this order: open the log, go to the background, write the
-//! pid file, give up privileges.
+//! All of it happens before the first thread is started (the allocator's own apart), in this order: open the log, go to the
+//! background, write the pid file, give up privileges.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
