@@ -419,18 +419,12 @@ impl Journal {
 
     /// Makes the tag of this number, unless somebody else took it or a later one: false then.
     pub async fn try_allocate_tag(&self, tid: TagTid, class: TagClass, data: &TagData) -> Result<bool> {
-        let made = self.try_create_tag(tid, class, data).await?;
-        if made {
-            self.notify().await;
-        }
-        Ok(made)
-    }
-
-    /// As [`Journal::try_allocate_tag`], and nobody is told.
-    async fn try_create_tag(&self, tid: TagTid, class: TagClass, data: &TagData) -> Result<bool> {
         let data = data.to_bytes();
         match self.write("tag_create", |e| e.u64(tid.0).u64(class.0).blob(&data)).await {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                self.notify().await;
+                Ok(true)
+            }
             Err(e) if e.is(libc::ESTALE) || e.is(libc::EEXIST) => Ok(false),
             Err(e) => Err(e.context(format!("cannot allocate tag {} in {self}", tid.0))),
         }
@@ -449,16 +443,15 @@ impl Journal {
         Err(self.tags_taken())
     }
 
-    /// Makes the next tag of a class and tells nobody: that is left to the commit of its first entry. Answers with the
-    /// set to which this entry is appended, too.
-    pub(crate) async fn allocate_tag_quietly(
+    /// Makes the next tag of a class. Answers with the set to which its first entry is appended, too.
+    pub(crate) async fn allocate_tag_and_set(
         &self,
         class: TagClass,
         data: &TagData,
     ) -> Result<(TagTid, ObjectSet)> {
         for _ in 0..TAG_ATTEMPTS_MAX {
             let (tid, set) = self.next_tag_tid_and_active_set().await?;
-            if self.try_create_tag(tid, class, data).await? {
+            if self.try_allocate_tag(tid, class, data).await? {
                 return Ok((tid, set));
             }
         }

@@ -113,10 +113,10 @@ impl ImageJournal {
         self.commit_event(appended).await.context("cannot finish the demotion of the image")
     }
 
-    /// Makes a tag, appends the event to it, and commits that; then the watchers are told of all three.
+    /// Makes a tag, appends the event to it, and commits that.
     async fn begin_epoch(&mut self, mirror_uuid: &str, predecessor: TagPredecessor) -> Result<()> {
         let data = TagData { mirror_uuid: mirror_uuid.to_string(), predecessor };
-        let (tid, set) = self.journal.allocate_tag_quietly(self.tag_class, &data).await?;
+        let (tid, set) = self.journal.allocate_tag_and_set(self.tag_class, &data).await?;
         self.newest = (tid, data);
         let appended = append_event(Appender::in_set(&self.journal, tid, set)).await?;
         self.commit_event(appended).await
