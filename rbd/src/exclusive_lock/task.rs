@@ -34,26 +34,17 @@ const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 /// What the holder of the lock's handle asks.
 pub(super) enum Command {
     /// Take the lock; `patient`: from a live owner, too. True when it was taken.
-    Acquire {
-        patient: bool,
-        answer: oneshot::Sender<Result<bool>>,
-    },
+    Acquire { patient: bool, answer: oneshot::Sender<Result<bool>> },
     /// Give it up.
-    Release {
-        answer: oneshot::Sender<Result<()>>,
-    },
+    Release { answer: oneshot::Sender<Result<()>> },
     /// Change what peers are told.
     SetPolicy(RequestPolicy),
+    /// Change whether the object map is locked, too.
     SetObjectMap(bool),
     /// Ask the owner to carry out an operation.
-    AskOwner {
-        operation: Operation,
-        answer: oneshot::Sender<Result<()>>,
-    },
+    AskOwner { operation: Operation, answer: oneshot::Sender<Result<()>> },
     /// Give everything up and end.
-    Close {
-        answer: oneshot::Sender<Result<()>>,
-    },
+    Close { answer: oneshot::Sender<Result<()>> },
 }
 
 /// Somebody waiting for the lock.
