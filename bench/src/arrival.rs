@@ -144,43 +144,76 @@ async fn look(
     Ok(complete)
 }
 
-/// Waits until the head of a copy equals that of the primary, to which nobody writes any more; tells when it was seen.
+/// Waits until the head of a copy equals that of the primary, to which nobody writes any more, of which the blocks at
+/// `newest` were written last; tells when it was seen.
 ///
-/// An object is looked at until it is the same: it stays so. Checksums tell which blocks differ, and then one of these alone
-/// is looked at until it has come, so that the looking takes little from the daemon that is waited for. What is written must
-/// consist of whole blocks of [`BLOCK_BYTES`].
-pub async fn equals_primary(ground: &Ground, name: &str, limit: Duration) -> Result<Instant> {
+/// Reading two whole images takes the processors and the disk from the daemon that is waited for. So the newest blocks are
+/// looked at first, one at a time, and then it is late enough to compare everything, by checksums from the OSDs. A daemon
+/// that brought something after the newest blocks is found out by that: then the time counts at which the last of it came.
+/// What is written must consist of whole blocks of [`BLOCK_BYTES`].
+pub async fn equals_primary(ground: &Ground, name: &str, newest: &[u64], limit: Duration) -> Result<Instant> {
     let (primary, header) = Image::open_by_name(&ground.primary, name).await?;
     let (copy, _) = Image::open_by_name(&ground.copy, name).await?;
-    let whole = Extent::new(0, primary.layout().object_size());
     let started = Instant::now();
-    let same = async |object| {
-        let object = ObjectNumber(object);
-        let (theirs, ours) = (primary.data_object(object), copy.data_object(object));
-        let wanted = block_sums(primary.data_ioctx(), &theirs, whole).await?;
-        loop {
-            let held = block_sums(copy.data_ioctx(), &ours, whole).await?;
-            let blocks = wanted.len().max(held.len());
-            let Some(block) = (0..blocks).find(|block| wanted.get(*block) != held.get(*block)) else {
-                return Ok(());
-            };
-            let block = Extent::new(block as u64 * BLOCK_BYTES, BLOCK_BYTES);
-            let bytes = primary.data_ioctx().read_extent(&theirs, SnapId::HEAD, block).await?;
-            while copy.data_ioctx().read_extent(&ours, SnapId::HEAD, block).await.optional()?.as_ref()
-                != Some(&bytes)
-            {
-                ensure!(
-                    started.elapsed() < limit,
-                    "{name} still differs after {limit:?}: {ours} does not hold at {} what was written",
-                    block.offset
-                );
-                tokio::time::sleep(LOOK_INTERVAL).await;
-            }
-        }
-    };
+    for offset in newest {
+        let (object, offset) = primary.layout().locate(*offset);
+        same_block(&primary, &copy, object, offset, started, limit).await?;
+    }
+    let seen = Instant::now();
     let objects = 0..primary.layout().object_count(header.size);
-    stream::iter(objects).map(same).buffer_unordered(LOOKED_AT_ONCE).try_collect::<()>().await?;
-    Ok(Instant::now())
+    let late = stream::iter(objects)
+        .map(|object| same_blocks(&primary, &copy, ObjectNumber(object), started, limit))
+        .buffer_unordered(LOOKED_AT_ONCE)
+        .try_fold(None, async |late, came| Ok(late.max(came)))
+        .await?;
+    Ok(late.unwrap_or(seen))
+}
+
+/// Waits until an object of the copy is the same as the primary's; tells when, unless it was so at once. Checksums tell
+/// which blocks differ, and one of these alone is looked at until it has come.
+async fn same_blocks(
+    primary: &Image,
+    copy: &Image,
+    object: ObjectNumber,
+    started: Instant,
+    limit: Duration,
+) -> Result<Option<Instant>> {
+    let whole = Extent::new(0, primary.layout().object_size());
+    let wanted = block_sums(primary.data_ioctx(), &primary.data_object(object), whole).await?;
+    let mut came = None;
+    loop {
+        let held = block_sums(copy.data_ioctx(), &copy.data_object(object), whole).await?;
+        let blocks = wanted.len().max(held.len());
+        let Some(block) = (0..blocks).find(|block| wanted.get(*block) != held.get(*block)) else {
+            return Ok(came);
+        };
+        same_block(primary, copy, object, block as u64 * BLOCK_BYTES, started, limit).await?;
+        came = Some(Instant::now());
+    }
+}
+
+/// Waits until a block of the copy is the same as the primary's.
+async fn same_block(
+    primary: &Image,
+    copy: &Image,
+    object: ObjectNumber,
+    offset: u64,
+    started: Instant,
+    limit: Duration,
+) -> Result<()> {
+    let (theirs, ours) = (primary.data_object(object), copy.data_object(object));
+    let block = Extent::new(offset, BLOCK_BYTES);
+    let bytes = primary.data_ioctx().read_extent(&theirs, SnapId::HEAD, block).await?;
+    while copy.data_ioctx().read_extent(&ours, SnapId::HEAD, block).await.optional()?.as_ref() != Some(&bytes)
+    {
+        ensure!(
+            started.elapsed() < limit,
+            "{} still differs after {limit:?}: {ours} does not hold at {offset} what was written",
+            primary.name()
+        );
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+    Ok(())
 }
 
 /// The checksum of each block of an object as far as it reaches; none when it does not exist.

@@ -6,13 +6,14 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::{followed, verify};
 use crate::arrival;
 use crate::figures::{Measure, Results, Target, Who};
 use crate::ground::{Ground, spec};
 use crate::turn::{LARGE_LIMIT, Turn};
+use crate::work::BLOCK_BYTES;
 
 /// A kind of burst.
 struct Burst {
@@ -72,6 +73,8 @@ const PEAK: Measure = Measure { name: "peak memory with these backlogs", unit: "
 
 const IMAGE: &str = "burst";
 const BYTES: u64 = 1 << 30;
+/// So many writes are looked for first: some more than are in flight at once.
+const NEWEST: usize = 64;
 
 /// Runs them.
 pub async fn run(ground: &Ground, results: &mut Results) -> Result<()> {
@@ -86,9 +89,9 @@ pub async fn run(ground: &Ground, results: &mut Results) -> Result<()> {
     }
     for who in Who::alternate(1) {
         for burst in &BURSTS {
-            write(ground, burst).await?;
+            let Written { newest, .. } = write(ground, burst).await?;
             let turn = Turn::launch(ground, who).await?;
-            let equal = turn.explain(arrival::equals_primary(ground, IMAGE, LARGE_LIMIT).await)?;
+            let equal = turn.explain(arrival::equals_primary(ground, IMAGE, &newest, LARGE_LIMIT).await)?;
             turn.explain(verify(ground, IMAGE).await)?;
             results.add(burst.backlog, who, burst.amount() / (equal - turn.started).as_secs_f64());
             turn.end().await?;
@@ -104,21 +107,47 @@ impl Burst {
     }
 }
 
-/// Writes a burst; how long that took, in seconds.
-async fn write(ground: &Ground, burst: &Burst) -> Result<f64> {
+/// What a burst left.
+struct Written {
+    /// How long the writing took, in seconds.
+    took_s: f64,
+    /// Where in the image the blocks are that were written last.
+    newest: Vec<u64>,
+}
+
+/// Writes a burst.
+async fn write(ground: &Ground, burst: &Burst) -> Result<Written> {
     let (ios, block) = (format!("--number_ios={}", burst.writes), format!("--bs={}", burst.block_bytes));
     let size = format!("--size={BYTES}");
-    let write = ["--rw=randwrite", "--iodepth=32", "--randrepeat=0", "--refill_buffers", &ios, &block, &size];
-    let said = ground.a().fio(&spec(IMAGE), "", &write).await?;
+    let log = tempfile::NamedTempFile::new().context("making room for a list of what fio writes")?;
+    let log_option = format!("--write_iolog={}", log.path().display());
+    let write = ["--rw=randwrite", "--iodepth=32", "--randrepeat=0", "--refill_buffers"];
+    let said =
+        ground.a().fio(&spec(IMAGE), "", &[&write[..], &[&ios, &block, &size, &log_option]].concat()).await?;
     let took_ms = said["write"]["runtime"].as_f64().context("fio tells how long it wrote")?;
-    Ok(took_ms / 1e3)
+    let log = std::fs::read_to_string(log.path()).context("reading what fio wrote")?;
+    let newest = newest_blocks(&log, burst.block_bytes);
+    ensure!(newest.len() == NEWEST, "fio lists only {} writes", newest.len());
+    Ok(Written { took_s: took_ms / 1e3, newest })
+}
+
+/// The last block of each of the newest writes that fio lists as `… write OFFSET LENGTH`, oldest first.
+fn newest_blocks(log: &str, write_bytes: u64) -> Vec<u64> {
+    let offset = |line: &str| {
+        let (_, extent) = line.split_once(" write ")?;
+        extent.split(' ').next()?.parse::<u64>().ok()
+    };
+    let newest = log.lines().rev().filter_map(offset).take(NEWEST);
+    let mut blocks: Vec<u64> = newest.map(|offset| offset + write_bytes - BLOCK_BYTES).collect();
+    blocks.reverse();
+    blocks
 }
 
 async fn one(ground: &Ground, results: &mut Results, turn: &Turn<'_>, burst: &Burst) -> Result<()> {
     let before = (turn.cpu_s()?, ground.osd_cpu_s()?);
-    let took_s = write(ground, burst).await?;
+    let Written { took_s, newest } = write(ground, burst).await?;
     let written = Instant::now();
-    let equal = turn.explain(arrival::equals_primary(ground, IMAGE, LARGE_LIMIT).await)?;
+    let equal = turn.explain(arrival::equals_primary(ground, IMAGE, &newest, LARGE_LIMIT).await)?;
     let behind_s = (equal - written).as_secs_f64();
     let used = (turn.cpu_s()? - before.0, ground.osd_cpu_s()? - before.1);
     turn.explain(verify(ground, IMAGE).await)?;
@@ -129,4 +158,20 @@ async fn one(ground: &Ground, results: &mut Results, turn: &Turn<'_>, burst: &Bu
     results.add(burst.cpu, turn.who(), per_event_us(used.0));
     results.add(burst.osd_cpu, turn.who(), per_event_us(used.1));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_writes_are_known_by_their_last_blocks() {
+        let lines = (0..100_u64).map(|n| format!("{n} job.0.0 write {} 65536\n", n * 65536));
+        let log =
+            format!("fio version 3 iolog\n0 job.0.0 add\n0 job.0.0 open\n{}", lines.collect::<String>());
+        let blocks = newest_blocks(&format!("{log}99 job.0.0 close\n"), 65536);
+        assert_eq!(blocks.len(), NEWEST);
+        assert_eq!(blocks.first(), Some(&(37 * 65536 - BLOCK_BYTES)));
+        assert_eq!(blocks.last(), Some(&(100 * 65536 - BLOCK_BYTES)));
+    }
 }
