@@ -84,6 +84,11 @@ pub static SCENARIOS: &[Scenario] = &[
         run: |ground, results| Box::pin(journal::bursts(ground, results)),
     },
     Scenario {
+        name: "journal-flushes",
+        about: "journalled writes of 4 KiB, each flushed: one at a time, and 16",
+        run: |ground, results| Box::pin(journal::flushed_bursts(ground, results)),
+    },
+    Scenario {
         name: "journal-one-write",
         about: "single journalled writes, written to visible at the copy",
         run: |ground, results| Box::pin(journal::single_writes(ground, results)),

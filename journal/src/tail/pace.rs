@@ -2,8 +2,9 @@
 //!
 //! Entries are announced to nobody, so they are polled for. After an entry the pauses grow from
 //! [`PollOptions::busy_min`] to [`PollOptions::busy_max`] and stay there for [`PollOptions::busy_for`]; after that they
-//! grow by a quarter each time, up to [`PollOptions::idle_max`]. A [`PollBudget`] that many tails share bounds what all of
-//! them ask for together.
+//! grow by a quarter each time, up to [`PollOptions::idle_max`]. A tail that has not seen an entry yet looks once more after
+//! a sixth of the longest pause, and then as seldom: with many idle images a daemon that was started would else be at that
+//! for minutes. A [`PollBudget`] that many tails share bounds what all of them ask for together.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -41,8 +42,8 @@ impl Default for PollOptions {
 
 /// Tails whose pauses are longer than this do not count as busy.
 const BUSY_PAUSE_MAX: Duration = Duration::from_secs(1);
-/// A tail that never saw an entry begins with this part of the longest pause.
-const FIRST_PAUSE_PART: u32 = 6;
+/// The pauses of a tail that never saw an entry grow by this factor: the first is this part of the longest one.
+const UNUSED_GROWTH: u32 = 6;
 
 /// Bounds the polls of many tails: each busy one waits for at least its share of the time.
 #[derive(Debug)]
@@ -80,7 +81,7 @@ pub(super) struct Pace {
 
 impl Pace {
     pub(super) fn new(options: PollOptions) -> Pace {
-        let pause = options.idle_max / FIRST_PAUSE_PART;
+        let pause = options.idle_max / UNUSED_GROWTH.pow(2);
         // The standard library's only source of randomness.
         let random = RandomState::new().hash_one(0_u8) as f64 / u64::MAX as f64;
         Pace { options, arrived: None, pause, counted: false, jitter: 0.8 + 0.2 * random }
@@ -96,10 +97,10 @@ impl Pace {
     /// A poll found nothing: how long to wait before the next one.
     pub(super) fn pause(&mut self, now: Instant) -> Duration {
         let busy = self.arrived.is_some_and(|at| now.duration_since(at) < self.options.busy_for);
-        self.pause = if busy {
-            (self.pause * 3 / 2).min(self.options.busy_max)
-        } else {
-            (self.pause * 5 / 4).min(self.options.idle_max)
+        self.pause = match self.arrived {
+            Some(_) if busy => (self.pause * 3 / 2).min(self.options.busy_max),
+            Some(_) => (self.pause * 5 / 4).min(self.options.idle_max),
+            None => (self.pause * UNUSED_GROWTH).min(self.options.idle_max),
         };
         self.count(busy || self.pause <= BUSY_PAUSE_MAX);
         match &self.options.budget {
@@ -166,6 +167,17 @@ mod tests {
         assert!(passed < Duration::from_secs(240), "idle after {passed:?}");
         pace.arrived(now + passed);
         assert!(pace.pause(now + passed) < 2 * options.busy_min);
+    }
+
+    #[tokio::test]
+    async fn a_tail_that_never_saw_an_entry_looks_soon_once_and_then_seldom() {
+        let options = PollOptions::default();
+        let mut pace = Pace::new(options.clone());
+        let now = Instant::now();
+        let [soon, seldom, later] = [(); 3].map(|()| pace.pause(now));
+        assert!(soon <= options.idle_max / 6 && soon >= options.idle_max / 8, "{soon:?}");
+        assert!(seldom <= options.idle_max && seldom >= options.idle_max * 3 / 4, "{seldom:?}");
+        assert!(later.abs_diff(seldom) < Duration::from_millis(1), "{later:?} after {seldom:?}");
     }
 
     #[tokio::test]

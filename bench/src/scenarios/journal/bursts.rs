@@ -1,6 +1,9 @@
 //! Bursts: many writes as fast as the primary takes them, from the first one until the copy equals the primary; and the
 //! same with a daemon that is only started when all is written, from its start on.
 //!
+//! Bursts of a second sort come from a writer that flushes after every write, as databases do: the copy may not show a
+//! write before all that were flushed before it.
+//!
 //! All of it runs on the same processors: the writers, both clusters and the daemon. What the writing alone takes, and what
 //! the OSDs use for it and for the copy, is told beside it.
 
@@ -17,6 +20,8 @@ use crate::work::BLOCK_BYTES;
 
 /// A kind of burst.
 struct Burst {
+    /// How fio writes.
+    writer: &'static [&'static str],
     writes: u64,
     block_bytes: u64,
     rate: Measure,
@@ -29,8 +34,10 @@ struct Burst {
     backlog: Measure,
 }
 
+const RANDOM: &[&str] = &["--rw=randwrite", "--iodepth=32"];
 const BURSTS: [Burst; 2] = [
     Burst {
+        writer: RANDOM,
         writes: 16384,
         block_bytes: 4096,
         rate: Measure {
@@ -50,6 +57,7 @@ const BURSTS: [Burst; 2] = [
         },
     },
     Burst {
+        writer: RANDOM,
         writes: 8192,
         block_bytes: 65536,
         rate: Measure {
@@ -69,6 +77,60 @@ const BURSTS: [Burst; 2] = [
         },
     },
 ];
+const FLUSHED: [Burst; 2] = [
+    Burst {
+        writer: &["--rw=randwrite", "--iodepth=1", "--fsync=1"],
+        writes: 4096,
+        block_bytes: 4096,
+        rate: Measure {
+            name: "4096 random 4 KiB writes, each flushed",
+            unit: "writes/s",
+            target: Target::Told,
+        },
+        unit_per_write: 1.0,
+        behind: Measure {
+            name: "  last flushed write to current copy",
+            unit: "s",
+            target: Target::AtMost(1.0),
+        },
+        cpu: Measure { name: "  CPU per flushed write", unit: "µs", target: Target::Told },
+        osd_cpu: Measure { name: "  CPU of the OSDs per flushed write", unit: "µs", target: Target::Told },
+        writing: Measure {
+            name: "  what the primary took of flushed writes",
+            unit: "writes/s",
+            target: Target::Told,
+        },
+        backlog: Measure {
+            name: "  flushed writes before the daemon starts",
+            unit: "writes/s",
+            target: Target::Told,
+        },
+    },
+    Burst {
+        writer: &["--rw=randwrite", "--iodepth=16", "--fsync=1"],
+        writes: 4096,
+        block_bytes: 4096,
+        rate: Measure { name: "the same, 16 at a time", unit: "writes/s", target: Target::Told },
+        unit_per_write: 1.0,
+        behind: Measure {
+            name: "  last of 16 at a time to current copy",
+            unit: "s",
+            target: Target::AtMost(1.0),
+        },
+        cpu: Measure { name: "  CPU per write, 16 at a time", unit: "µs", target: Target::Told },
+        osd_cpu: Measure { name: "  CPU of the OSDs, 16 at a time", unit: "µs", target: Target::Told },
+        writing: Measure {
+            name: "  what the primary took, 16 at a time",
+            unit: "writes/s",
+            target: Target::Told,
+        },
+        backlog: Measure {
+            name: "  16 at a time before the daemon starts",
+            unit: "writes/s",
+            target: Target::Told,
+        },
+    },
+];
 const PEAK: Measure = Measure { name: "peak memory with these backlogs", unit: "MiB", target: Target::Told };
 
 const IMAGE: &str = "burst";
@@ -76,19 +138,40 @@ const BYTES: u64 = 1 << 30;
 /// So many writes are looked for first: some more than are in flight at once.
 const NEWEST: usize = 64;
 
-/// Runs them.
-pub async fn run(ground: &Ground, results: &mut Results) -> Result<()> {
+/// Writes of a writer who flushes seldom.
+pub async fn unflushed(ground: &Ground, results: &mut Results) -> Result<()> {
     for who in Who::alternate(ground.repetitions(2, 1)) {
         let turn = Turn::begin(ground, who).await?;
-        followed(ground, &turn, IMAGE, BYTES).await?;
-        for burst in &BURSTS {
-            one(ground, results, &turn, burst).await?;
-        }
+        live(ground, results, &turn, &BURSTS).await?;
         results.add(PEAK, who, turn.peak_bytes()? as f64 / f64::from(1 << 20));
         turn.end().await?;
     }
+    backlogs(ground, results, &BURSTS).await
+}
+
+/// Writes that are flushed one by one.
+pub async fn flushed(ground: &Ground, results: &mut Results) -> Result<()> {
+    for who in Who::alternate(ground.repetitions(2, 1)) {
+        let turn = Turn::begin(ground, who).await?;
+        live(ground, results, &turn, &FLUSHED).await?;
+        turn.end().await?;
+    }
+    backlogs(ground, results, &FLUSHED).await
+}
+
+/// Bursts while a daemon runs.
+async fn live(ground: &Ground, results: &mut Results, turn: &Turn<'_>, bursts: &[Burst]) -> Result<()> {
+    followed(ground, turn, IMAGE, BYTES).await?;
+    for burst in bursts {
+        one(ground, results, turn, burst).await?;
+    }
+    Ok(())
+}
+
+/// Bursts that are written before a daemon runs.
+async fn backlogs(ground: &Ground, results: &mut Results, bursts: &[Burst]) -> Result<()> {
     for who in Who::alternate(1) {
-        for burst in &BURSTS {
+        for burst in bursts {
             let Written { newest, .. } = write(ground, burst).await?;
             let turn = Turn::launch(ground, who).await?;
             let equal = turn.explain(arrival::equals_primary(ground, IMAGE, &newest, LARGE_LIMIT).await)?;
@@ -121,9 +204,8 @@ async fn write(ground: &Ground, burst: &Burst) -> Result<Written> {
     let size = format!("--size={BYTES}");
     let log = tempfile::NamedTempFile::new().context("making room for a list of what fio writes")?;
     let log_option = format!("--write_iolog={}", log.path().display());
-    let write = ["--rw=randwrite", "--iodepth=32", "--randrepeat=0", "--refill_buffers"];
-    let said =
-        ground.a().fio(&spec(IMAGE), "", &[&write[..], &[&ios, &block, &size, &log_option]].concat()).await?;
+    let sizes = ["--randrepeat=0", "--refill_buffers", &ios, &block, &size, &log_option];
+    let said = ground.a().fio(&spec(IMAGE), "", &[burst.writer, &sizes].concat()).await?;
     let took_ms = said["write"]["runtime"].as_f64().context("fio tells how long it wrote")?;
     let log = std::fs::read_to_string(log.path()).context("reading what fio wrote")?;
     let newest = newest_blocks(&log, burst.block_bytes);

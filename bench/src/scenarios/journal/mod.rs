@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use rados::SnapId;
 use rbd::{Image, directory};
 
-pub use bursts::run as bursts;
+pub use bursts::{flushed as flushed_bursts, unflushed as bursts};
 pub use first_copy::run as first_copy;
 pub use loss::run as loss;
 pub use single_writes::run as single_writes;
