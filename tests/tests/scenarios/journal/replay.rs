@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use tests::Extents;
 
 use super::stage::{clients, newest, wait_replayed};
-use crate::common::{LIMIT, MIB, Stage, scattered};
+use crate::common::{LIMIT, MIB, Stage, scattered, until};
 
 const SIZE: u64 = 32 * MIB;
 
@@ -48,10 +48,7 @@ async fn everything_that_happens_is_replayed() -> Result<()> {
     let renamed = stage.spec("renamed");
     a.rbd(&["rename", &spec, &renamed]).await?;
     a.apply(&renamed, Extents::default().random(&scattered(40, 50, 0..SIZE))).await?;
-    crate::common::until("the copy to be renamed", async || {
-        Ok(b.rbd_json(&["info", &renamed]).await.is_ok())
-    })
-    .await?;
+    until("the copy to be renamed", async || Ok(b.rbd_json(&["info", &renamed]).await.is_ok())).await?;
     stage.replayed("renamed").await?;
 
     // The stock tools tell the same.
@@ -60,11 +57,21 @@ async fn everything_that_happens_is_replayed() -> Result<()> {
     let mirror = mirror.context("this site is registered")?;
     ensure!(mirror["state"] == "connected" && newest(&mirror) >= reached, "{mirror}");
     ensure!(newest(&own) == newest(&mirror), "the primary is at {own}, the copy at {mirror}");
-    let status = stage.state(b, "renamed", "up+replaying").await?;
-    let description = status["description"].as_str().context("a status has a description")?;
-    let fields = description.strip_prefix("replaying, ").context("Ceph's words")?;
-    let fields: serde_json::Value = serde_json::from_str(fields)?;
-    ensure!(fields["entries_behind_primary"] == 0, "{fields}");
+    // A status tells of progress once in a second.
+    let position = newest(&own).map(|(tag, entry)| (Some(tag), Some(entry)));
+    until("the status to tell that the copy is current", async || {
+        let status = stage.state(b, "renamed", "up+replaying").await?;
+        let description = status["description"].as_str().context("a status has a description")?;
+        let fields = description.strip_prefix("replaying, ").context("Ceph's words")?;
+        let fields: serde_json::Value = serde_json::from_str(fields)?;
+        let told = |side: &str| {
+            let position = &fields[side];
+            Some((position["tag_tid"].as_u64(), position["entry_tid"].as_u64()))
+        };
+        let both = [told("primary_position"), told("non_primary_position")];
+        Ok(fields["entries_behind_primary"] == 0 && both == [position, position])
+    })
+    .await?;
     daemon.stop(LIMIT).await?;
     stage.strike().await
 }
