@@ -28,6 +28,7 @@ mod plan;
 mod queue;
 mod shape;
 mod target;
+mod touched;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -6,15 +6,17 @@
 //!
 //! **Never back in time.** The commit position lags behind, so a replay that begins anew meets entries that were applied
 //! before. Applied again over newer ones they would show an older block beside a newer one, across a flush. So the image
-//! carries a marker ([`super::marker`]): everything up to it is applied. It is rewritten, and on disk, before the first
-//! write of an epoch, if anything was changed since it was written last. Hence, whenever we are killed:
+//! carries a marker ([`super::marker`]): everything up to it is applied. It is rewritten, and on disk, before a byte is
+//! changed that an earlier epoch behind the marker changed, and before the first write behind an epoch that changed a byte
+//! twice ([`super::touched`]). Hence, whenever we are killed:
 //!
 //! * everything up to the marker is applied;
-//! * behind the first barrier behind the marker nothing is applied: what is applied beyond the marker belongs to one epoch.
+//! * behind it whole epochs may be applied, in which no byte was changed twice, and after these a part of one epoch that
+//!   changed none of their bytes. Or, when nothing but one epoch was begun behind the marker, any part of that.
 //!
-//! A replay that passes over all entries up to the marker therefore goes through states of one epoch only until it is
-//! where it was. Compare-and-write and maintenance operations are epochs of their own: what they do depends on what they
-//! find, so nothing before them may be applied again once they are done.
+//! A replay that passes over all entries up to the marker therefore changes nothing, or goes through states of one epoch
+//! only, until it is where it was. Compare-and-write and maintenance operations are epochs of their own: what they do depends
+//! on what they find, so the marker is rewritten before and behind them, and nothing is applied again across them.
 //!
 //! The planner is pure: it gives [`Step`]s and hears when they are done. Whoever carries them out may do so at the same
 //! time and in any order.
@@ -29,6 +31,7 @@ use super::error::ReplayError;
 use super::objects::{EntryNumber, ObjectWrite, Objects};
 use super::queue::{Next, Queue, Ticket, Work};
 use super::shape::{Part, Shape};
+use super::touched::Touched;
 use crate::event::{Event, Op};
 use crate::types::{EntryPosition, TagTid};
 
@@ -99,9 +102,11 @@ pub(super) struct Planner<T> {
     first: EntryNumber,
     /// The epoch lies behind this.
     base: Option<EntryPosition>,
-    /// Something may have been changed since the marker was written.
-    dirty: bool,
+    /// What was changed since the marker was written.
+    touched: Touched,
     marker: MarkerState,
+    /// A [`Step::Marker`] is under way: one at a time, so that an older one never comes last.
+    marker_under_way: bool,
     /// All up to here is on disk.
     on_disk: Option<EntryPosition>,
     ready: VecDeque<Step>,
@@ -121,9 +126,10 @@ impl<T: Ticket> Planner<T> {
             items: VecDeque::new(),
             first: 0,
             base,
-            dirty: true,
+            touched: Touched::default(),
             // Without a base there is nothing to tell.
             marker: if base.is_some() { MarkerState::Stale } else { MarkerState::Good },
+            marker_under_way: false,
             on_disk: None,
             ready: VecDeque::new(),
         }
@@ -194,8 +200,10 @@ impl<T: Ticket> Planner<T> {
 
     /// Asks for the marker when it must be rewritten.
     fn has_good_marker(&mut self) -> bool {
-        if let (MarkerState::Stale, Some(base)) = (self.marker, self.base) {
+        if let (MarkerState::Stale, Some(base), false) = (self.marker, self.base, self.marker_under_way) {
             self.marker = MarkerState::Writing;
+            self.marker_under_way = true;
+            self.touched.marked();
             self.ready.push_back(Step::Marker(base));
         }
         self.marker == MarkerState::Good
@@ -246,7 +254,7 @@ impl<T: Ticket> Planner<T> {
             return;
         }
         self.base = Some(position);
-        if std::mem::take(&mut self.dirty) {
+        if self.touched.end_epoch() {
             self.marker = MarkerState::Stale;
         }
     }
@@ -297,7 +305,9 @@ impl<T: Ticket> Planner<T> {
         let mut outstanding = 0;
         for (object, part) in parts {
             // Even if it comes to nothing together with what follows: alone it would not.
-            self.dirty = true;
+            if self.touched.change(object, part.extent()) {
+                self.marker = MarkerState::Stale;
+            }
             outstanding += usize::from(self.objects.add(object, part, entry));
         }
         if let Some(item) = self.items.back_mut() {
@@ -319,6 +329,9 @@ impl<T: Ticket> Planner<T> {
         if let Some(on_disk) = self.on_disk {
             self.cross(on_disk);
         }
+        if !self.touched.is_empty() {
+            self.marker = MarkerState::Stale;
+        }
         self.has_good_marker()
     }
 
@@ -327,7 +340,7 @@ impl<T: Ticket> Planner<T> {
         if let Some(item) = self.items.back_mut() {
             item.outstanding = 1;
         }
-        self.dirty = true;
+        self.touched.repeat();
         match work {
             Work::Op { op, began } => {
                 self.alone = Some(Alone::Op { began, entry, position });
@@ -347,7 +360,8 @@ impl<T: Ticket> Planner<T> {
 
     /// A [`Step::Marker`] is on disk.
     pub fn marker_written(&mut self) {
-        // A tag that was entered meanwhile made it stale again.
+        self.marker_under_way = false;
+        // A tag that was entered meanwhile, or an epoch, made it stale again.
         if self.marker == MarkerState::Writing {
             self.marker = MarkerState::Good;
         }

@@ -29,6 +29,15 @@ pub(super) enum Part {
 }
 
 impl Part {
+    /// The bytes of the object that it changes.
+    pub fn extent(&self) -> Extent {
+        match self {
+            Part::Write(offset, data) => Extent::new(*offset, data.len() as u64),
+            Part::Zero(extent) => *extent,
+            Part::Empty => Extent::new(0, u64::MAX),
+        }
+    }
+
     /// Makes it the last word of `delta`.
     pub fn merge_into(self, delta: &mut ObjectDelta) {
         match self {

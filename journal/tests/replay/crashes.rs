@@ -216,7 +216,8 @@ fn markers_count_for_their_owners() {
         copy.replay_all(&entries).await?;
         let image = copy.context(&copy.ioctx, None).await?.local.image;
         let marker = read_marker(&image).await?.context("a marker")?;
-        ensure!(marker.done == position(1, 3) && marker.local_tag == LOCAL_TAG, "{marker:?}");
+        // Rewritten before the block was changed a second time, and not for the one that is changed for the first time.
+        ensure!(marker.done == position(1, 1) && marker.local_tag == LOCAL_TAG, "{marker:?}");
         ensure!(marker.remote_mirror_uuid == REMOTE_UUID, "{marker:?}");
         let writes = async |change: fn(&mut ReplayContext)| {
             let mut context = copy.context(&copy.ioctx, None).await?;
@@ -228,7 +229,7 @@ fn markers_count_for_their_owners() {
             replay.stop().await?;
             Ok::<_, anyhow::Error>(writes)
         };
-        ensure!(writes(|_| {}).await? == 1, "only what lies behind the marker is applied again");
+        ensure!(writes(|_| {}).await? == 2, "only what lies behind the marker is applied again");
         ensure!(writes(|context| context.local_tag = TagTid(8)).await? == 3, "another tag was begun");
         ensure!(writes(|context| context.remote_mirror_uuid = "other".into()).await? == 3, "another primary");
         ensure!(writes(|context| context.holds = Some(position(1, 4))).await? == 0, "it is said to hold all");

@@ -375,9 +375,11 @@ fn draft() -> impl Strategy<Value = Draft> {
         1 => Just(Op::MetadataRemove { key: "k".into() }),
     ];
     let small = || (0..4u64, 1..3u64).prop_map(|(block, blocks)| Extent::new(block * 4, blocks * 4));
+    let apart = || (0..SIZE_MAX / 4).prop_map(|block| Extent::new(block * 4, 4));
     prop_oneof![
         4 => (extent(), 1u8..4).prop_map(|(extent, byte)| Draft::Write(extent, byte)),
         8 => (small(), 1u8..4).prop_map(|(extent, byte)| Draft::Write(extent, byte)),
+        8 => (apart(), 1u8..4).prop_map(|(extent, byte)| Draft::Write(extent, byte)),
         1 => (extent(), 0u8..3).prop_map(|(extent, byte)| Draft::Same(extent, byte)),
         2 => extent().prop_map(Draft::Discard),
         1 => small().prop_map(Draft::Discard),
