@@ -216,7 +216,7 @@ pub struct PoolInfo {
     pub mode: MirrorMode,
     /// Name of this site.
     pub site_name: String,
-    /// By which the pool or namespace is known to its peers; `None` when mirroring is not enabled.
+    /// By which the pool is known to its peers; `None` when mirroring is not enabled there.
     pub mirror_uuid: Option<String>,
     /// The peers' namespace that it is mirrored with.
     pub remote_namespace: String,

@@ -32,10 +32,10 @@ impl Pool {
     /// Mirroring of the pool or namespace. With `attributes`, how its peers are reached is told, too: EPERM or EACCES
     /// when this client may not see that.
     pub async fn info(&self, attributes: bool) -> Result<PoolInfo> {
-        let mirroring = self.mirroring();
+        let (mirroring, pool_mirroring) = (self.mirroring(), self.pool_mirroring());
         let (mode, mirror_uuid, remote_namespace, site_name) = futures::try_join!(
             mirroring.mode(),
-            mirroring.uuid(),
+            pool_mirroring.uuid(),
             mirroring.remote_namespace(),
             site_name(self.cluster())
         )?;
@@ -56,9 +56,9 @@ impl Pool {
     /// enabled.
     pub async fn status(&self, images: bool) -> Result<PoolStatus> {
         self.require_mirroring().await?;
+        // A namespace has no peers of its own.
         let peers = self.pool_mirroring().peers().await?;
-        // Counted as stock `rbd` does: a namespace has no peers of its own, so only statuses written here count there.
-        let states = self.mirroring().status_summary(&self.mirroring().peers().await?).await?;
+        let states = self.mirroring().status_summary(&peers).await?;
         let daemons = Daemons::read(self.cluster(), self.id()).await?;
         let image_health = states.keys().map(|state| image_health(*state)).max().unwrap_or(Health::Ok);
         let images = match images {

@@ -44,6 +44,13 @@ impl Cluster {
         self.tool("ceph").args(args).args(["--format", "json"]).run_json().await
     }
 
+    /// The release of Ceph's programs, such as 16.
+    pub async fn release(&self) -> Result<u32> {
+        let version = self.ceph(&["--version"]).await?;
+        let number = version.strip_prefix("ceph version ").and_then(|rest| rest.split('.').next());
+        number.and_then(|number| number.parse().ok()).with_context(|| format!("no version: {version}"))
+    }
+
     /// Runs `rados` and gives its standard output.
     pub async fn rados(&self, args: &[&str]) -> Result<String, ToolError> {
         self.tool("rados").args(args).run().await

@@ -51,12 +51,26 @@ pub async fn of_pools_in_other_modes(world: &World) -> Result<()> {
     let enable = stock.rbd(&["mirror", "image", "enable", &spec, "journal"]).await;
     expect_same_refusal(enable, pool.enable("image", MirrorImageMode::Journal).await)?;
     ensure!(pool.set_mode(MirrorMode::Disabled, None).await?.is_none(), "disabling what is disabled");
-    let only = pool.set_mode(MirrorMode::InitOnly, None).await.err().context("a mode of newer releases")?;
-    ensure!(only.is(libc::EINVAL) && only.to_string().contains("Ceph 20"), "{only}");
-    let elsewhere =
-        pool.set_mode(MirrorMode::Image, Some("elsewhere")).await.err().context("of newer releases")?;
-    ensure!(elsewhere.is(libc::EOPNOTSUPP), "{elsewhere}");
-    ensure!(pool.info(false).await?.mode == MirrorMode::Disabled, "a refused mode was set");
+    if stock.release().await? < 20 {
+        let only =
+            pool.set_mode(MirrorMode::InitOnly, None).await.err().context("a mode of newer releases")?;
+        ensure!(only.is(libc::EINVAL) && only.to_string().contains("Ceph 20"), "{only}");
+        let elsewhere =
+            pool.set_mode(MirrorMode::Image, Some("elsewhere")).await.err().context("of newer releases")?;
+        ensure!(elsewhere.is(libc::EOPNOTSUPP), "{elsewhere}");
+        ensure!(pool.info(false).await?.mode == MirrorMode::Disabled, "a refused mode was set");
+    } else {
+        ensure!(
+            pool.set_mode(MirrorMode::InitOnly, None).await? == Some(MirrorMode::Disabled),
+            "the mode before"
+        );
+        let told = stock.rbd_json(&["mirror", "pool", "info", &name]).await?;
+        ensure!(told["mode"] == "init-only", "{told}");
+        ensure!(
+            pool.set_mode(MirrorMode::Disabled, None).await? == Some(MirrorMode::InitOnly),
+            "the mode before"
+        );
+    }
 
     ensure!(pool.set_mode(MirrorMode::Pool, None).await? == Some(MirrorMode::Disabled), "the mode before");
     ensure!(pool.image_info("image").await?.is_enabled(), "a journalled image of a pool in pool mode");
