@@ -359,13 +359,18 @@ fn bare_address(address: &str) -> &str {
 }
 
 /// What most likely is wrong when connecting fails.
-fn connect_hint(errno: i32) -> &'static str {
+fn connect_hint(errno: i32) -> String {
+    const FOREIGN_KEY: &str = "a type that this librados does not know: keys made by Ceph 20.2 need its librados, unless \
+                               they are made with the key type 'aes'";
     match errno {
-        libc::ENOENT => " (no monitor address, or no keyring with a key for this client, was found)",
-        libc::EACCES | libc::EPERM => " (the monitors refused the client's key)",
-        libc::ETIMEDOUT => " (no monitor answered)",
-        libc::EINVAL => " (an option or the key has no valid form)",
-        _ => "",
+        libc::ENOENT => " (no monitor address, or no keyring with a key for this client, was found)".into(),
+        libc::EACCES | libc::EPERM => " (the monitors refused the client's key)".into(),
+        libc::ETIMEDOUT => " (no monitor answered)".into(),
+        libc::EINVAL => {
+            format!(" (an option or the key has no valid form, or the key is of {FOREIGN_KEY})")
+        }
+        libc::EIO => format!(" (the keyring cannot be read, or its key is of {FOREIGN_KEY})"),
+        _ => String::new(),
     }
 }
 

@@ -25,9 +25,21 @@ async fn mon_host_and_key_are_enough_to_connect() {
     io.remove(&name).await.unwrap();
 
     options.options.insert("key".into(), "AQCQ0WFnAAAAABAAxMxnJQyD3s2LmnbTFMmXTw==".into());
-    let error = rados::connect(options).await.err().expect("a wrong key is refused");
+    let error = rados::connect(options.clone()).await.err().expect("a wrong key is refused");
     assert!(error.is(libc::EACCES) || error.is(libc::EPERM), "{error}");
     assert!(error.to_string().contains("as client.admin (the monitors refused the client's key)"), "{error}");
+
+    // Of a type that no librados knows, as 16 and 18 do not know that of the keys which Ceph 20.2 makes.
+    let unknown = "/wCah2kLjHVUOSAADnmJXgQUVEICEBzMNVq65qwaxoy2eyLWJGmdx3+jEFo=";
+    options.options.insert("key".into(), unknown.into());
+    let error = rados::connect(options.clone()).await.err().expect("a key of an unknown type cannot be used");
+    assert!(error.to_string().contains("of a type that this librados does not know"), "{error}");
+    options.options.remove("key");
+    let keyring = ceph.folder().join(unique("keyring"));
+    std::fs::write(&keyring, format!("[client.admin]\n\tkey = {unknown}\n")).unwrap();
+    options.options.insert("keyring".into(), keyring.display().to_string());
+    let error = rados::connect(options).await.err().expect("a keyring with such a key cannot be used");
+    assert!(error.to_string().contains("of a type that this librados does not know"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
