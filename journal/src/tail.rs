@@ -98,7 +98,7 @@ impl Default for TailOptions {
         TailOptions {
             batch_bytes_max: 8 << 20,
             read_bytes_max: 4 << 20,
-            poll_bytes: 64 << 10,
+            poll_bytes: 256 << 10,
             buffered_bytes_max: 32 << 20,
             poll: PollOptions::default(),
             metadata_age_max: Duration::from_secs(60),
