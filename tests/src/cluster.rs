@@ -237,7 +237,8 @@ impl Cluster {
         let (identity, child) = Launch {
             program: self.program(&format!("ceph-{kind}")),
             args: args.into_iter().map(OsString::from).collect(),
-            cwd: self.folder.clone(),
+            // Where a service manager starts them: to the OSDs of Debian's 18 and 20 their classes lie at a relative path.
+            cwd: "/".into(),
             output: self.folder.join(format!("log/{name}.out")),
             mark: conf.display().to_string(),
             die_with_parent: self.fixed.die_with_parent,
