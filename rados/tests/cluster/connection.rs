@@ -29,7 +29,11 @@ async fn mon_host_and_key_are_enough_to_connect() {
     assert!(error.is(libc::EACCES) || error.is(libc::EPERM), "{error}");
     assert!(error.to_string().contains("as client.admin (the monitors refused the client's key)"), "{error}");
 
-    // Of a type that no librados knows, as 16 and 18 do not know that of the keys which Ceph 20.2 makes.
+    // Of a type that no librados knows, as 16 and 18 do not know that of the keys which Ceph 20.2 makes. That one lets the
+    // monitors refuse it.
+    if ceph.release().await.unwrap() >= 20 {
+        return;
+    }
     let unknown = "/wCah2kLjHVUOSAADnmJXgQUVEICEBzMNVq65qwaxoy2eyLWJGmdx3+jEFo=";
     options.options.insert("key".into(), unknown.into());
     let error = rados::connect(options.clone()).await.err().expect("a key of an unknown type cannot be used");

@@ -43,8 +43,11 @@ async fn clusters() -> Result<&'static TwoClusters> {
 pub fn ours() -> DaemonKind {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     let program = PROGRAM.get_or_init(|| {
+        // Together with this test, as it was built for it: cargo would build it with other features alone.
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-        let built = Command::new(cargo).args(["build", "--locked", "-q", "-p", "daemon"]).status();
+        let built = Command::new(cargo)
+            .args(["build", "--locked", "-q", "--workspace", "--bin", "rbd-mirror", "--test", "scenarios"])
+            .status();
         assert!(built.expect("cargo can be run").success(), "the daemon can be built");
         let test = std::env::current_exe().expect("this program has a path");
         let folder = test.parent().and_then(|deps| deps.parent()).expect("tests lie in target/PROFILE/deps");

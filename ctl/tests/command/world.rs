@@ -59,8 +59,11 @@ pub fn ctl() -> &'static Path {
 pub fn our_daemon() -> DaemonKind {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     let program = PROGRAM.get_or_init(|| {
+        // Together with this test, as it was built for it: cargo would build it with other features alone.
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-        let built = StdCommand::new(cargo).args(["build", "--locked", "-q", "-p", "daemon"]).status();
+        let built = StdCommand::new(cargo)
+            .args(["build", "--locked", "-q", "--workspace", "--bin", "rbd-mirror", "--test", "command"])
+            .status();
         assert!(built.expect("cargo can be run").success(), "the daemon can be built");
         ctl().with_file_name("rbd-mirror")
     });
