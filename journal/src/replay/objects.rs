@@ -44,6 +44,7 @@ struct Slot {
     in_flight: Option<Vec<EntryNumber>>,
     /// It is in one of the lists.
     listed: bool,
+    /// It does not exist, although its state was changed for what is to be written.
     absent: bool,
 }
 
@@ -133,6 +134,10 @@ impl Objects {
         match verdict(shape, object, slot, state) {
             Verdict::Skip => {
                 completed.append(&mut slot.entries);
+                // What was to be written when its state was changed was taken away again.
+                if slot.absent {
+                    self.wanted.insert(object, ObjectState::NonExistent);
+                }
                 self.slots.remove(&object);
                 None
             }
@@ -204,7 +209,8 @@ impl Objects {
 
 fn verdict(shape: &Shape, object: ObjectNumber, slot: &Slot, state: Option<ObjectState>) -> Verdict {
     let covered = shape.overlap(object) > 0;
-    if !covered && state == Some(ObjectState::NonExistent) && slot.delta.only_takes_away() {
+    let absent = slot.absent || state == Some(ObjectState::NonExistent);
+    if !covered && absent && slot.delta.only_takes_away() {
         return Verdict::Skip;
     }
     let remove = !covered && slot.delta.removes();

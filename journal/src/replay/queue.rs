@@ -10,6 +10,9 @@
 //! * One whose result never comes is carried out where its tag ends: the writer died, and librbd, when it opens the image
 //!   next, replays the journal and carries it out before it begins a new tag.
 //!
+//! A result is a barrier even when nothing is left to do at it: a replay that begins between the two does not know what it
+//! ends.
+//!
 //! An operation that failed is passed over, unless it may have left the primary's data half changed: then no replay can
 //! make the copy equal.
 //!
@@ -304,17 +307,17 @@ impl<T: Ticket> Queue<T> {
             // It was carried out before, or where it stood.
             return match self.assumed.remove(&tid) {
                 Some((position, op)) if result < 0 => Err(ReplayError::HalfDone { position, op, result }),
-                _ => Ok(Work::Pass),
+                _ => Ok(Work::Flush),
             };
         };
-        // A larger size took effect at its own entry, in an earlier replay.
+        // The size that there is: a larger one that took effect at its own entry in an earlier replay, or no new one.
         let pending = !matches!(&op, Op::Resize { size: new } if *new == size);
         if result >= 0 && pending {
             return Ok(Work::Op { op, began });
         }
         self.carried_out(began);
         if result >= 0 {
-            return Ok(Work::Pass);
+            return Ok(Work::Flush);
         }
         let half_done = match &op {
             Op::SnapRollback { .. } => true,
@@ -325,7 +328,7 @@ impl<T: Ticket> Queue<T> {
             return Err(ReplayError::HalfDone { position: began, op: format!("{op:?}"), result });
         }
         tracing::info!("passing over {op:?} of {began}: it failed with {result}");
-        Ok(Work::Pass)
+        Ok(Work::Flush)
     }
 
     fn open_op(&mut self, position: EntryPosition, tid: OpTid, op: Op) {

@@ -438,6 +438,10 @@ fn journal(drafts: Vec<Draft>, size: u64) -> Vec<Line> {
             }),
             Draft::Flush => Some(Event::Flush),
             Draft::Op(op, result, delay) if pending.is_none() => {
+                let op = match op {
+                    Op::Resize { size: new } if new % 4 == 0 => Op::Resize { size },
+                    op => op,
+                };
                 let result = result.map(|result| if fails(&op) { result } else { 0 });
                 let tid = OpTid(number as u64);
                 pending = Some((tid, op.clone(), result, delay));
