@@ -290,8 +290,7 @@ impl Tail {
             return fault.map_or(Ok(None), Err);
         }
         let now = Instant::now();
-        self.pace.arrived(now);
-        self.poll_at = now + self.options.poll.busy_min;
+        self.poll_at = now + self.pace.arrived(now);
         let caught_up = self.order.is_caught_up();
         self.told_caught_up = caught_up;
         self.begin_reads();

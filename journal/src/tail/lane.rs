@@ -149,7 +149,8 @@ impl Lane {
         }
         self.reading = None;
         let bytes = found.unwrap_or_default();
-        let at_end = (bytes.len() as u64) < read.length;
+        let length = bytes.len() as u64;
+        let at_end = length < read.length;
         let mut reader = EntryReader::new(bytes, read.offset, layout.object_bytes());
         let (mut kept, mut needed, mut found_any) = (0, 0, false);
         loop {
@@ -208,8 +209,9 @@ impl Lane {
             self.empty.push(read.object);
         }
         self.ended = at_end.then_some(read.begun);
-        let grown = if at_end { self.sizes.poll } else { (read.length * READ_GROWTH).min(self.sizes.max) };
-        self.length = grown.max(needed);
+        // As much again may have been written by the next time, and some more.
+        let grown = if at_end { length * 2 } else { read.length * READ_GROWTH };
+        self.length = grown.clamp(self.sizes.poll, self.sizes.max).max(needed);
         kept
     }
 }

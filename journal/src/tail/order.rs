@@ -69,8 +69,11 @@ pub(super) struct Order {
     told: BTreeMap<TagTid, (Stamp, Option<EntryPosition>)>,
     /// The newest tag that an entry was seen of, and since when.
     seen: Option<(TagTid, Stamp)>,
-    /// When the last read began that brought an entry.
-    arrival: Stamp,
+    /// When the last poll began that brought an entry. What was there by then is read at once, in all lanes; what is
+    /// written later is left to the next poll.
+    round: Stamp,
+    /// When the last poll began.
+    polled: Stamp,
     /// Entries come faster than one by one: other lanes are read ahead.
     burst: bool,
     /// An object went away: the metadata will tell why.
@@ -119,7 +122,8 @@ impl Order {
             committed_since: 1,
             told: BTreeMap::new(),
             seen: None,
-            arrival: 0,
+            round: 0,
+            polled: 0,
             burst: false,
             vanished: false,
         };
@@ -387,6 +391,7 @@ impl Order {
     /// Begins to read the needed lane.
     pub(super) fn poll(&mut self) -> LaneRead {
         let (lane, begun) = (self.needed(), self.tick());
+        self.polled = begun;
         self.lanes[lane].begin(lane, begun)
     }
 
@@ -424,7 +429,7 @@ impl Order {
             At::After(last) => committed.tag > last,
             At::Start => true,
         });
-        begun < self.arrival
+        begun < self.round
             || self.layout.set_of(lane.object) < self.known.active_set
             || newer.is_some_and(|since| begun <= since)
             || (owed && begun <= self.committed_since)
@@ -432,7 +437,7 @@ impl Order {
 
     fn is_worth_reading_ahead(&self, lane: usize) -> bool {
         let lane = &self.lanes[lane];
-        let more = lane.ended.is_none_or(|begun| begun < self.arrival);
+        let more = lane.ended.is_none_or(|begun| begun < self.round);
         lane.reading.is_none() && lane.fault.is_none() && more && lane.queued_bytes < self.sizes.max / 2
     }
 
@@ -467,7 +472,9 @@ impl Order {
             self.seen = Some((tag, self.tick()));
         }
         if kept > 0 {
-            self.arrival = self.arrival.max(read.begun);
+            if read.begun == self.polled {
+                self.round = read.begun;
+            }
             self.burst |= kept > 1 || more;
         } else if read.lane == self.needed() && !more {
             self.burst = false;

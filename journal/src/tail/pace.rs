@@ -1,10 +1,10 @@
 //! How often to look for the next entry: short pauses while entries come, long ones while none do.
 //!
-//! Entries are announced to nobody, so they are polled for. After an entry the pauses grow from
-//! [`PollOptions::busy_min`] to [`PollOptions::busy_max`] and stay there for [`PollOptions::busy_for`]; after that they
-//! grow by a quarter each time, up to [`PollOptions::idle_max`]. A tail that has not seen an entry yet looks once more after
-//! a sixth of the longest pause, and then as seldom: with many idle images a daemon that was started would else be at that
-//! for minutes. A [`PollBudget`] that many tails share bounds what all of them ask for together.
+//! Entries are announced to nobody, so they are polled for. Behind an entry, too, there is a pause, of [`PollOptions::busy`]:
+//! what gathers meanwhile costs less together than one by one. Pauses stay so for [`PollOptions::busy_for`]; after that
+//! they grow by a quarter each time, up to [`PollOptions::idle_max`]. A tail that has not seen an entry yet looks once
+//! more after a sixth of the longest pause, and then as seldom: with many idle images a daemon that was started would else
+//! be at that for minutes. A [`PollBudget`] that many tails share bounds what all of them ask for together.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -16,10 +16,8 @@ use tokio::time::Instant;
 /// Pauses between polls.
 #[derive(Debug, Clone)]
 pub struct PollOptions {
-    /// The pause after an entry came.
-    pub busy_min: Duration,
-    /// The longest pause while entries came recently.
-    pub busy_max: Duration,
+    /// The pause while entries came recently.
+    pub busy: Duration,
     /// So long after the last entry pauses stay short.
     pub busy_for: Duration,
     /// The longest pause of all.
@@ -31,8 +29,7 @@ pub struct PollOptions {
 impl Default for PollOptions {
     fn default() -> Self {
         PollOptions {
-            busy_min: Duration::from_millis(4),
-            busy_max: Duration::from_millis(25),
+            busy: Duration::from_millis(25),
             busy_for: Duration::from_secs(60),
             idle_max: Duration::from_secs(30),
             budget: None,
@@ -87,18 +84,17 @@ impl Pace {
         Pace { options, arrived: None, pause, counted: false, jitter: 0.8 + 0.2 * random }
     }
 
-    /// An entry came.
-    pub(super) fn arrived(&mut self, now: Instant) {
+    /// An entry came: how long to wait before the next poll.
+    pub(super) fn arrived(&mut self, now: Instant) -> Duration {
         self.arrived = Some(now);
-        self.pause = self.options.busy_min;
-        self.count(true);
+        self.pause(now)
     }
 
     /// A poll found nothing: how long to wait before the next one.
     pub(super) fn pause(&mut self, now: Instant) -> Duration {
         let busy = self.arrived.is_some_and(|at| now.duration_since(at) < self.options.busy_for);
         self.pause = match self.arrived {
-            Some(_) if busy => (self.pause * 3 / 2).min(self.options.busy_max),
+            Some(_) if busy => self.options.busy,
             Some(_) => (self.pause * 5 / 4).min(self.options.idle_max),
             None => (self.pause * UNUSED_GROWTH).min(self.options.idle_max),
         };
@@ -150,14 +146,13 @@ mod tests {
         let options = PollOptions::default();
         let mut pace = Pace::new(options.clone());
         let now = Instant::now();
-        pace.arrived(now);
+        assert_eq!(pace.arrived(now), options.busy);
         let pauses = pauses(&mut pace, now);
-        assert!(pauses[0] < 2 * options.busy_min, "{:?}", pauses[0]);
         let (mut passed, mut polls_while_busy) = (Duration::ZERO, 0);
         for pause in &pauses {
             assert!(*pause <= options.idle_max);
             if passed < options.busy_for {
-                assert!(*pause <= options.busy_max, "{pause:?} after {passed:?}");
+                assert_eq!(*pause, options.busy, "{pause:?} after {passed:?}");
                 polls_while_busy += 1;
             }
             passed += *pause;
@@ -165,8 +160,7 @@ mod tests {
         assert!(polls_while_busy > 2000, "{polls_while_busy}");
         assert!(pauses.is_sorted_by(|a, b| b.as_secs_f64() > a.as_secs_f64() * 0.79), "{pauses:?}");
         assert!(passed < Duration::from_secs(240), "idle after {passed:?}");
-        pace.arrived(now + passed);
-        assert!(pace.pause(now + passed) < 2 * options.busy_min);
+        assert_eq!(pace.arrived(now + passed), options.busy);
     }
 
     #[tokio::test]
@@ -189,10 +183,11 @@ mod tests {
         for pace in &mut paces {
             pace.arrived(now);
         }
-        assert_eq!(paces[0].pause(now), Duration::from_millis(500));
+        assert_eq!(paces[0].arrived(now), Duration::from_millis(500));
+        assert_eq!(paces[1].pause(now), Duration::from_millis(500));
         paces.truncate(1);
         assert_eq!(budget.busy.load(Ordering::Relaxed), 1);
-        assert!(paces[0].pause(now) < Duration::from_millis(20));
+        assert_eq!(paces[0].pause(now), options.busy);
         paces.clear();
         assert_eq!(budget.busy.load(Ordering::Relaxed), 0);
     }

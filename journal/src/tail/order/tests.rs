@@ -114,14 +114,56 @@ fn lost_beginnings_are_missed() {
     assert_eq!(ends_with(TailStart::Oldest, 5), None);
 }
 
-/// Answers the read of the only lane with entries of the given tags and numbers.
+/// An object that holds entries of the given tags and numbers.
+fn object(entries: &[(u64, u64)]) -> Option<Bytes> {
+    let encoded = entries.iter().flat_map(|(tag, entry)| encoded(*tag, *entry));
+    Some(encoded.collect::<Vec<u8>>().into())
+}
+
+/// Answers the read of the only lane.
 fn answer(order: &mut Order, entries: &[(u64, u64)]) {
     let read = order.poll();
-    let encoded = entries.iter().flat_map(|(tag, entry)| {
-        let position = EntryPosition { tag: TagTid(*tag), entry: EntryTid(*entry) };
-        RawEntry { position, data: Bytes::from_static(b"data") }.encode()
-    });
-    order.absorb_read(read, Some(encoded.collect::<Vec<u8>>().into()));
+    order.absorb_read(read, object(entries));
+}
+
+/// A poll that brings an entry has all lanes read, once.
+#[test]
+fn what_is_written_behind_a_poll_waits_for_the_next_one() {
+    let layout = JournalLayout { order: 16, splay_width: 2, pool: None };
+    let position = EntryPosition { tag: TagTid(1), entry: EntryTid(0) };
+    let committed = ObjectPosition { object: JournalObject(0), position };
+    let start = TailStart::After(CommitPosition(vec![committed]));
+    let sizes = ReadSizes { poll: 256, max: 2048 };
+    let mut order = Order::new(layout, "data.".to_string(), start, sizes, 6000, Knowledge::default());
+    let taken = |order: &mut Order| -> Vec<u64> {
+        let (entries, fault) = order.take(1000);
+        assert_eq!(fault, None);
+        entries.iter().map(|entry| entry.position.entry.0).collect()
+    };
+    let lanes = |order: &mut Order, entries: &[(u64, u64)]| -> Vec<usize> {
+        let reads = order.begin_reads();
+        for read in &reads {
+            order.absorb_read(*read, object(entries));
+        }
+        reads.iter().map(|read| read.lane).collect()
+    };
+    assert_eq!(lanes(&mut order, &[]), [1]);
+    assert!(lanes(&mut order, &[]).is_empty());
+
+    // 4 and 6 are written behind the poll, as is 5.
+    let poll = order.poll();
+    assert_eq!(poll.lane, 1);
+    order.absorb_read(poll, object(&[(1, 1), (1, 3)]));
+    assert_eq!(taken(&mut order), [1]);
+    assert_eq!(lanes(&mut order, &[(1, 2), (1, 4), (1, 6)]), [0]);
+    assert_eq!(taken(&mut order), [2, 3, 4]);
+    assert!(lanes(&mut order, &[]).is_empty());
+    let poll = order.poll();
+    assert_eq!(poll.lane, 1);
+    order.absorb_read(poll, object(&[(1, 5), (1, 7)]));
+    assert_eq!(taken(&mut order), [5, 6, 7]);
+    assert_eq!(lanes(&mut order, &[]), [0]);
+    assert!(order.is_caught_up());
 }
 
 fn tell(order: &mut Order, tags: &[(u64, (u64, u64))]) {
@@ -186,9 +228,9 @@ fn damage(sim: &mut Sim) -> Option<u64> {
     Some(number)
 }
 
-/// An entry of the only lane, as it is appended.
-fn encoded(entry: u64) -> Vec<u8> {
-    let position = EntryPosition { tag: TagTid(1), entry: EntryTid(entry) };
+/// An entry, as it is appended.
+fn encoded(tag: u64, entry: u64) -> Vec<u8> {
+    let position = EntryPosition { tag: TagTid(tag), entry: EntryTid(entry) };
     RawEntry { position, data: Bytes::from_static(b"data") }.encode().to_vec()
 }
 
@@ -209,16 +251,19 @@ fn what_is_broken_before_the_committed_entry_harms_nobody() {
         let (entries, fault) = order.take(1000);
         (entries.into_iter().map(|entry| entry.position.entry.0).collect::<Vec<_>>(), fault)
     };
-    for at in 0..encoded(0).len() {
-        let parts = [broken(encoded(0), at), encoded(1), encoded(2), encoded(3)];
+    for at in 0..encoded(1, 0).len() {
+        let parts = [broken(encoded(1, 0), at), encoded(1, 1), encoded(1, 2), encoded(1, 3)];
         assert_eq!(reads(&parts), (vec![3], None), "byte {at}");
     }
-    assert_eq!(reads(&[encoded(0)[..20].to_vec(), encoded(1), encoded(2), encoded(3)]), (vec![3], None));
+    assert_eq!(
+        reads(&[encoded(1, 0)[..20].to_vec(), encoded(1, 1), encoded(1, 2), encoded(1, 3)]),
+        (vec![3], None)
+    );
     // The committed entry itself is gone with those before it.
-    assert_eq!(reads(&[encoded(1)[..30].to_vec(), encoded(3)]), (vec![3], None));
-    assert_eq!(reads(&[encoded(1)[..30].to_vec()]), (vec![], None));
-    let (read, fault) = reads(&[encoded(2), broken(encoded(3), 12)]);
+    assert_eq!(reads(&[encoded(1, 1)[..30].to_vec(), encoded(1, 3)]), (vec![3], None));
+    assert_eq!(reads(&[encoded(1, 1)[..30].to_vec()]), (vec![], None));
+    let (read, fault) = reads(&[encoded(1, 2), broken(encoded(1, 3), 12)]);
     assert!(read.is_empty() && matches!(fault, Some(TailError::Corrupt { .. })), "{fault:?}");
-    let (read, fault) = reads(&[broken(encoded(2), 12), broken(encoded(3), 12), encoded(4)]);
+    let (read, fault) = reads(&[broken(encoded(1, 2), 12), broken(encoded(1, 3), 12), encoded(1, 4)]);
     assert!(read.is_empty() && matches!(fault, Some(TailError::Missing { .. })), "{fault:?}");
 }
