@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use tests::{Cluster, DaemonKind};
 
-use crate::world::{LIMIT, MIB, World, our_daemon, run_ours, run_stock};
+use crate::world::{LIMIT, MIB, World, our_daemon, run_ours, run_stock, until};
 
 /// How often a comparison is tried again: statuses may change between the two runs.
 const ATTEMPTS_MAX: u32 = 8;
@@ -153,8 +153,11 @@ async fn beside_a_daemon(world: &World, kind: &DaemonKind, journal: bool) -> Res
     };
     expect_same_but(world, &pool, &names, &FORMATS, differs).await.context("with a daemon")?;
     if release < COUNTS_COPIES_IN_NAMESPACES {
-        let status = run_ours(world.a(), &["mirror", "pool", "status", &namespace]).await?;
-        ensure!(status.stdout.contains("    1 replaying\n"), "{}", status.stdout);
+        until("the namespace's image being told of at its primary", async || {
+            let status = run_ours(world.a(), &["mirror", "pool", "status", &namespace]).await?;
+            Ok(status.stdout.contains("    1 replaying\n"))
+        })
+        .await?;
     }
     for daemon in [&mut at_a, &mut at_b] {
         daemon.kill(tests::Signal::SIGKILL);

@@ -28,6 +28,7 @@ pub async fn every_entry_is_as_exported(world: &World) -> Result<()> {
     world.bench("kinds", 200).await?;
     let mut open = LibrbdImage::open(stock, &image).await?;
     open.write(12345, b"a few bytes").await?;
+    open.write(4194304, &[0; 512]).await?;
     let results = [
         (open.run("same 8192 65536 73616d65").await?, 65536),
         (open.run(&format!("compare 4194304 {} {}", "00".repeat(512), "61".repeat(512))).await?, 512),
