@@ -15,7 +15,7 @@ use journal::event::EventEntry;
 use journal::image_journal::ImageJournal;
 use journal::replay::{Replay, ReplayContext, ReplayError, clear_marker};
 use journal::types::{IMAGE_CLIENT_ID, LOCAL_MIRROR_UUID, TagData, TagPredecessor};
-use journal::{Committer, Tail, TailError, TailOptions, TailStart};
+use journal::{Committer, Tail, TailError, TailOptions};
 use rados::error::ResultExt;
 use rados::{Error, Result};
 use tokio_util::sync::CancellationToken;
@@ -55,7 +55,7 @@ impl Session {
 
     /// Answers whether there was anything to be applied.
     async fn replay_own_journal(&mut self, own: &ImageJournal) -> Result<bool> {
-        let start = TailStart::After(own.commit_position.clone());
+        let start = own.commit_position.clone();
         let opened = Tail::open(&own.journal, IMAGE_CLIENT_ID, start, TailOptions::default()).await;
         let mut tail = opened.map_err(tail_error)?;
         let Some(first) = tail.next_to_end().await.map_err(tail_error)? else { return Ok(false) };

@@ -21,4 +21,4 @@ pub mod watch;
 
 pub use commit::Committer;
 pub use metadata::Journal;
-pub use tail::{Batch, Entry, Tail, TailError, TailOptions, TailStart};
+pub use tail::{Batch, Entry, Tail, TailError, TailOptions};

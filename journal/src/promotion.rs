@@ -25,7 +25,7 @@ use crate::commit::advanced;
 use crate::event::{Event, EventEntry};
 use crate::image_journal::ImageJournal;
 use crate::metadata::{Journal, JournalLayout};
-use crate::tail::{TailError, TailStart, walk};
+use crate::tail::{TailError, walk};
 use crate::types::{
     ClientData, EntryPosition, EntryTid, IMAGE_CLIENT_ID, LOCAL_MIRROR_UUID, ORPHAN_MIRROR_UUID,
     ObjectPosition, TagClass, TagData, TagPredecessor,
@@ -100,7 +100,7 @@ impl ImageJournal {
             return Ok(());
         }
         let mut appended = None;
-        let start = TailStart::After(self.commit_position.clone());
+        let start = self.commit_position.clone();
         let walked = walk(&self.journal, IMAGE_CLIENT_ID, start, |entry| {
             appended = Some(ObjectPosition { object: entry.object, position: entry.position });
             ControlFlow::Continue(())
@@ -139,7 +139,7 @@ impl ImageJournal {
 
     /// The first entry that the image's own client has not committed.
     async fn first_uncommitted(&self) -> Result<Option<EntryPosition>> {
-        let start = TailStart::After(self.commit_position.clone());
+        let start = self.commit_position.clone();
         let mut first = None;
         let walked = walk(&self.journal, IMAGE_CLIENT_ID, start, |entry| {
             first = Some(entry.position);

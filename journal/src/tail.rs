@@ -34,8 +34,8 @@ use tokio::time::Instant;
 
 use crate::metadata::{Journal, MutableMetadata};
 use crate::types::{
-    ClientState, CommitPosition, EntryPosition, IMAGE_CLIENT_ID, JournalObject, LOCAL_MIRROR_UUID, ObjectSet,
-    Tag, TagTid,
+    ClientState, CommitPosition, EntryPosition, IMAGE_CLIENT_ID, JournalObject, LOCAL_MIRROR_UUID,
+    ORPHAN_MIRROR_UUID, ObjectSet, Tag, TagTid,
 };
 use crate::watch::JournalChanges;
 use lane::{LaneRead, ReadSizes, Stamp};
@@ -65,15 +65,6 @@ pub struct Batch {
     pub entries: Vec<Entry>,
     /// Nothing was there behind them when last looked.
     pub caught_up: bool,
-}
-
-/// Where a tail begins.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TailStart {
-    /// Behind what was committed; at the first entry of all when nothing was.
-    After(CommitPosition),
-    /// At the oldest entry that was not trimmed.
-    Oldest,
 }
 
 /// How a tail reads.
@@ -189,17 +180,14 @@ enum Done {
 }
 
 impl Tail {
-    /// Begins to follow a journal for a registered client.
+    /// Begins to follow a journal for a registered client: behind `after`, or at the first entry of all when that is empty.
     pub async fn open(
         journal: &Journal,
         client: &str,
-        start: TailStart,
+        after: CommitPosition,
         options: TailOptions,
     ) -> Result<Tail, TailError> {
-        let current = match &start {
-            TailStart::After(position) => position.newest().map(|newest| newest.tag),
-            TailStart::Oldest => None,
-        };
+        let current = after.newest().map(|newest| newest.tag);
         let (metadata, tags) = read_metadata(journal.clone(), client.to_string(), current).await?;
         let layout = *journal.layout();
         let width = layout.splay_width();
@@ -209,7 +197,7 @@ impl Tail {
         let order = Order::new(
             layout,
             journal.data_prefix().to_string(),
-            start,
+            &after,
             sizes,
             options.buffered_bytes_max,
             known,
@@ -398,16 +386,16 @@ impl Tail {
     }
 }
 
-/// Reads the entries of a journal from `start` on, at least all that are there at the call, in order, and lets `visit` see
+/// Reads the entries of a journal behind `after`, at least all that are there at the call, in order, and lets `visit` see
 /// them until it breaks. `client` is a registered one: [`IMAGE_CLIENT_ID`] always is. A gap at the end of a
 /// dead writer's tag ends that tag, as for a tail; a missing or corrupt entry is an error.
 pub async fn walk(
     journal: &Journal,
     client: &str,
-    start: TailStart,
+    after: CommitPosition,
     mut visit: impl FnMut(Entry) -> ControlFlow<()>,
 ) -> Result<(), TailError> {
-    let mut tail = Tail::open(journal, client, start, TailOptions::default()).await?;
+    let mut tail = Tail::open(journal, client, after, TailOptions::default()).await?;
     while let Some(batch) = tail.next_to_end().await? {
         for entry in batch.entries {
             if visit(entry).is_break() {
@@ -440,9 +428,16 @@ async fn read_metadata(
 
 /// What the order of entries needs to know of the metadata.
 fn knowledge(metadata: &MutableMetadata, tags: &[Tag], client: &str) -> Knowledge {
+    // While the image is a copy nothing is written to its journal; all the same, a promotion by force calls the first
+    // entry of that time's tag committed.
+    let of_copy = |tid: TagTid| {
+        let tag = tags.iter().find(|tag| tag.tid == tid).and_then(|tag| tag.tag_data().ok());
+        tag.is_some_and(|data| ![LOCAL_MIRROR_UUID, ORPHAN_MIRROR_UUID].contains(&data.mirror_uuid.as_str()))
+    };
     let predecessor = |tag: &Tag| {
         let data = tag.tag_data().ok()?;
-        data.predecessor.commit.filter(|_| data.predecessor.mirror_uuid == LOCAL_MIRROR_UUID)
+        let here = data.predecessor.mirror_uuid == LOCAL_MIRROR_UUID;
+        data.predecessor.commit.filter(|commit| here && !of_copy(commit.tag))
     };
     Knowledge {
         minimum_set: metadata.minimum_set,

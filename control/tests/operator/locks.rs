@@ -3,11 +3,11 @@
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use control::{Pool, Quiesce, Role};
+use journal::Journal;
 use journal::append::Appender;
 use journal::event::{Event, EventEntry};
 use journal::image_journal::ImageJournal;
 use journal::types::{IMAGE_CLIENT_ID, LOCAL_MIRROR_UUID, TagData, TagPredecessor};
-use journal::{Journal, TailStart};
 use rados::{Extent, SnapId};
 use rbd::exclusive_lock::{ExclusiveLock, LockOptions, RequestPolicy};
 use rbd::mirroring::MirrorImageMode;
@@ -187,7 +187,7 @@ pub async fn what_was_only_journalled_is_written(world: &World) -> Result<()> {
     let (image, _) = open(&pool, "ours_").await?;
     let own = ImageJournal::read(&Journal::open(pool.ioctx(), image.id()).await?).await?;
     let mut left = 0;
-    let start = TailStart::After(own.commit_position.clone());
+    let start = own.commit_position.clone();
     let walked = journal::tail::walk(&own.journal, IMAGE_CLIENT_ID, start, |_| {
         left += 1;
         std::ops::ControlFlow::Continue(())

@@ -6,7 +6,7 @@ use rbd::SnapshotNamespace;
 
 use crate::event::{Event, EventEntry, Op};
 use crate::metadata::Journal;
-use crate::tail::{TailError, TailStart, walk};
+use crate::tail::{TailError, walk};
 use crate::types::{CommitPosition, EntryPosition};
 
 /// The position of the event that made the snapshot `name`, looked for behind `from` and up to the journal's end as it
@@ -18,7 +18,7 @@ pub async fn find_event(
     name: &str,
 ) -> Result<Option<EntryPosition>, TailError> {
     let mut found = None;
-    walk(journal, client, TailStart::After(from), |entry| {
+    walk(journal, client, from, |entry| {
         // What cannot be understood is for the replay to tell.
         let event = EventEntry::decode(&entry.data).map(|entry| entry.event);
         match event {

@@ -18,9 +18,11 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::lane::{Lane, LaneRead, ReadSizes, Stamp};
-use super::{Entry, TailError, TailStart};
+use super::{Entry, TailError};
 use crate::metadata::JournalLayout;
-use crate::types::{EntryPosition, EntryTid, JournalObject, ObjectPosition, ObjectSet, TagTid};
+use crate::types::{
+    CommitPosition, EntryPosition, EntryTid, JournalObject, ObjectPosition, ObjectSet, TagTid,
+};
 
 /// Where the next entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +56,6 @@ pub(super) struct Order {
     buffered_bytes_max: u64,
     lanes: Vec<Lane>,
     at: At,
-    start: TailStart,
     clock: Stamp,
     known: Knowledge,
     /// When the newest metadata was asked for.
@@ -84,7 +85,7 @@ impl Order {
     pub(super) fn new(
         layout: JournalLayout,
         prefix: String,
-        start: TailStart,
+        start: &CommitPosition,
         sizes: ReadSizes,
         buffered_bytes_max: u64,
         known: Knowledge,
@@ -92,20 +93,15 @@ impl Order {
         let first = |offset| layout.object(known.minimum_set, offset);
         let mut lanes: Vec<Lane> =
             (0..layout.splay_width()).map(|offset| Lane::new(first(offset), sizes)).collect();
-        let mut at = At::Start;
-        if let TailStart::After(position) = &start {
-            let is_trimmed = |at: &ObjectPosition| layout.set_of(at.object) < known.minimum_set;
-            let trimmed = position.0.iter().any(is_trimmed);
-            lanes.iter_mut().for_each(|lane| lane.trimmed = trimmed);
-            for committed in &position.0 {
-                let lane = &mut lanes[layout.offset_of(committed.object) as usize];
-                if !is_trimmed(committed) {
-                    lane.object = committed.object;
-                    lane.committed = Some(committed.position);
-                }
-            }
-            at = position.newest().map_or(At::Start, |newest| At::In(after(newest)));
+        let is_trimmed = |at: &ObjectPosition| layout.set_of(at.object) < known.minimum_set;
+        let trimmed = start.0.iter().any(is_trimmed);
+        lanes.iter_mut().for_each(|lane| lane.trimmed = trimmed);
+        for committed in start.0.iter().filter(|at| !is_trimmed(at)) {
+            let lane = &mut lanes[layout.offset_of(committed.object) as usize];
+            lane.object = committed.object;
+            lane.committed = Some(committed.position);
         }
+        let at = start.newest().map_or(At::Start, |newest| At::In(after(newest)));
         let mut order = Order {
             layout,
             prefix,
@@ -113,7 +109,6 @@ impl Order {
             buffered_bytes_max,
             lanes,
             at,
-            start,
             clock: 1,
             known: known.clone(),
             asked: 1,
@@ -177,7 +172,6 @@ impl Order {
                     }
                     self.end_tag(next)?;
                 }
-                (At::Start, Some(front)) if self.start == TailStart::Oldest => self.at = At::In(front),
                 (At::Start | At::After(_), Some(front)) => {
                     if !self.is_explained(front.tag) {
                         return Ok(None);
@@ -212,10 +206,6 @@ impl Order {
                 }
             }
             At::Start | At::After(_) => {
-                // Whoever begins with the oldest entry does not mind that none is left.
-                if self.tag().is_none() && self.start == TailStart::Oldest {
-                    return Ok(false);
-                }
                 let committed = self.known.committed.filter(|at| Some(at.tag) > self.tag());
                 if let Some(committed) = committed.filter(|_| self.is_void(needed, self.committed_since)) {
                     let first = self.committed_between(self.tag(), committed.tag).unwrap_or(committed);

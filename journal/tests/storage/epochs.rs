@@ -5,12 +5,16 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use journal::append::Appender;
+use journal::entry::{EntryReader, Found, RawEntry};
 use journal::event::{Event, EventEntry, OpTid};
 use journal::image_journal::ImageJournal;
 use journal::metadata::JournalLayout;
 use journal::promotion::create_image_journal;
-use journal::types::{LOCAL_MIRROR_UUID, ObjectSet, TagData};
-use journal::{Entry, Journal};
+use journal::types::{
+    ClientData, CommitPosition, EntryPosition, EntryTid, LOCAL_MIRROR_UUID, ObjectSet, TagData,
+    TagPredecessor,
+};
+use journal::{Journal, Tail, TailOptions};
 use rados::Extent;
 use rbd::Timestamp;
 use tests::LibrbdImage;
@@ -32,13 +36,18 @@ async fn expect_alike(world: &World, ours: &Journal, theirs: &Journal) -> Result
         let (a, b) = (a.get(key).map(hex::encode), b.get(key).map(hex::encode));
         ensure!(a == b, "key {key}: ours {a:?}, theirs {b:?}");
     }
-    let timeless = |entry: &Entry| {
-        let event = EventEntry::decode(&entry.data)?;
-        let data = (event.timestamp == Timestamp::default()).then(|| entry.data.clone());
-        anyhow::Ok((entry.position, entry.object, data))
+    let entries = async |journal: &Journal| -> Result<Vec<_>> {
+        let (stored, mut entries) = (world.stored(journal).await?, Vec::new());
+        for (name, bytes) in stored.into_iter().filter(|(key, _)| key.starts_with("object")) {
+            let mut reader = EntryReader::new(bytes, 0, journal.layout().object_bytes());
+            while let Found::Entry(RawEntry { position, data }) = reader.find()? {
+                let event = EventEntry::decode(&data)?;
+                let timeless = event.timestamp == Timestamp::default();
+                entries.push((name.clone(), position, timeless.then_some(data)));
+            }
+        }
+        Ok(entries)
     };
-    let entries =
-        async |journal: &Journal| -> Result<Vec<_>> { walked(journal).await?.iter().map(timeless).collect() };
     let (a, b) = (entries(ours).await?, entries(theirs).await?);
     ensure!(a == b, "entries: ours {a:?}, theirs {b:?}");
     Ok(())
@@ -105,6 +114,29 @@ pub async fn forced_promotion_leaves_what_librbd_leaves(world: &World) -> Result
     Ok(())
 }
 
+/// A promotion by force that was cut off behind its tag names an entry that nobody ever wrote. A mirror that registers
+/// then does not miss it.
+pub async fn what_a_forced_promotion_names_is_not_missed(world: &World) -> Result<()> {
+    let journal = world.image("named", &SMALL_JOURNAL).await?;
+    let image = journal.image().clone();
+    journal.remove().await?;
+    let journal = create_image_journal(&world.io, &image, SMALL_LAYOUT, SOMEWHERE).await?;
+    let own = ImageJournal::read(&journal).await?;
+    let commit = Some(EntryPosition { tag: own.newest.0, entry: EntryTid(0) });
+    let predecessor = TagPredecessor { mirror_uuid: LOCAL_MIRROR_UUID.to_string(), commit };
+    let tag = TagData { mirror_uuid: LOCAL_MIRROR_UUID.to_string(), predecessor };
+    let tag = journal.allocate_tag(own.tag_class, &tag).await?;
+    journal.client_register(CLIENT, &ClientData::Cli).await?;
+    let mut tail = Tail::open(&journal, CLIENT, CommitPosition::default(), TailOptions::default()).await?;
+    ensure!(tail.next().await?.entries.is_empty(), "nothing was written");
+    let mut appender = Appender::new(&journal, tag.tid).await?;
+    let event = EventEntry { event: Event::DemotePromote, timestamp: Timestamp::default() };
+    let written = appender.append(&event).await?;
+    let found = tail.next().await?.entries;
+    ensure!(found.len() == 1 && found[0].position == written.position, "{found:?}");
+    Ok(())
+}
+
 /// Epochs that we and the stock tool begin in turn.
 pub async fn stock_tools_use_images_that_we_promoted(world: &World) -> Result<()> {
     let journal = world.followed_image("turns").await?;
@@ -164,7 +196,7 @@ pub async fn unapplied_entries_keep_an_image_from_being_demoted(world: &World) -
 pub async fn full_sets_are_left(world: &World) -> Result<()> {
     let journal =
         world.image("full", &["--journal-object-size", "4096", "--journal-splay-width", "3"]).await?;
-    journal.client_register(CLIENT, &journal::types::ClientData::Cli).await?;
+    journal.client_register(CLIENT, &ClientData::Cli).await?;
     let own = ImageJournal::read(&journal).await?;
     let tag = journal.allocate_tag(own.tag_class, &TagData::default()).await?;
     let mut appender = Appender::new(&journal, tag.tid).await?;

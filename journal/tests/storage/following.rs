@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use journal::event::{Event, EventEntry};
 use journal::types::{ClientData, CommitPosition};
-use journal::{Committer, Entry, Journal, Tail, TailError, TailOptions, TailStart};
+use journal::{Committer, Entry, Journal, Tail, TailError, TailOptions};
 use rados::fault::{Fault, FaultPlan, Faulty, Matcher, OperationKind};
 use tests::LibrbdImage;
 use tokio::time::timeout;
@@ -17,7 +17,7 @@ const LIMIT: Duration = Duration::from_secs(90);
 /// A tail from where our client is.
 async fn tail(journal: &Journal, options: TailOptions) -> Result<Tail> {
     let client = journal.client(CLIENT).await?.context("our client")?;
-    Ok(Tail::open(journal, CLIENT, TailStart::After(client.commit_position), options).await?)
+    Ok(Tail::open(journal, CLIENT, client.commit_position, options).await?)
 }
 
 /// Reads on until there are so many entries.
@@ -123,7 +123,7 @@ pub async fn committed_sets_are_trimmed_and_the_copy_is_whole(world: &World) -> 
     }
     // The last entries may still be on their way in.
     let client = journal.client(CLIENT).await?.context("our client")?;
-    journal::tail::walk(&journal, CLIENT, TailStart::After(client.commit_position), |entry| {
+    journal::tail::walk(&journal, CLIENT, client.commit_position, |entry| {
         read += 1;
         apply(&mut copy, &[entry]).map_or(std::ops::ControlFlow::Break(()), std::ops::ControlFlow::Continue)
     })

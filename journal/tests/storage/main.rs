@@ -32,6 +32,7 @@ tests::run_scenarios!(
         damage::struck_out_clients_are_told,
         epochs::journals_are_made_as_librbd_makes_them,
         epochs::forced_promotion_leaves_what_librbd_leaves,
+        epochs::what_a_forced_promotion_names_is_not_missed,
         epochs::stock_tools_use_images_that_we_promoted,
         epochs::unapplied_entries_keep_an_image_from_being_demoted,
         epochs::full_sets_are_left,

@@ -9,7 +9,7 @@ use journal::types::{
     MirrorPeer, MirrorPeerState, ObjectPosition, ObjectSet, SyncPoint, TagClass, TagData, TagTid,
 };
 use journal::watch::JournalEvent;
-use journal::{Committer, Journal, Tail, TailOptions, TailStart};
+use journal::{Committer, Journal, Tail, TailOptions};
 use rados::SnapId;
 use rbd::{ImageId, SnapshotNamespace};
 use tests::LibrbdImage;
@@ -119,7 +119,7 @@ pub async fn an_open_image_trims_what_we_commit(world: &World) -> Result<()> {
     open.burst(400, 4096, 8, 1, IMAGE_BYTES).await?;
     open.run("flush").await?;
     ensure!(journal.mutable().await?.minimum_set == ObjectSet(0), "our client has committed nothing");
-    let start = TailStart::After(CommitPosition::default());
+    let start = CommitPosition::default();
     let mut tail = Tail::open(&journal, CLIENT, start, TailOptions::default()).await?;
     let mut committer = Committer::new(&journal, CLIENT, CommitPosition::default());
     loop {
@@ -176,7 +176,7 @@ pub async fn there_need_not_be_a_journal(world: &World) -> Result<()> {
     ensure!(journal.tag(TagTid(0)).await.is_err_and(|error| error.is_not_found()));
     ensure!(journal.watch().await.is_err_and(|error| error.is_not_found()));
     let options = TailOptions::default();
-    let tail = Tail::open(&journal, CLIENT, TailStart::Oldest, options).await;
+    let tail = Tail::open(&journal, CLIENT, CommitPosition::default(), options).await;
     let error = tail.err().context("nothing to follow")?;
     ensure!(matches!(&error, journal::TailError::Rados(error) if error.is_not_found()), "{error}");
     Ok(())

@@ -6,8 +6,8 @@ use std::ops::ControlFlow;
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use bytes::Bytes;
-use journal::types::{ClientData, EntryPosition, IMAGE_CLIENT_ID, TagTid};
-use journal::{Entry, Journal, TailStart};
+use journal::types::{ClientData, CommitPosition, EntryPosition, IMAGE_CLIENT_ID, TagTid};
+use journal::{Entry, Journal};
 use rados::{ConnectOptions, Extent, IoCtx, SnapId};
 use rbd::ImageId;
 use tests::{Cluster, TwoClusters};
@@ -152,10 +152,10 @@ fn exported_entry(line: &str) -> Result<(TagTid, Bytes)> {
     Ok((TagTid(tag), base64::engine::general_purpose::STANDARD.decode(data)?.into()))
 }
 
-/// All entries of a journal from the oldest one on.
+/// All entries of a journal of which nothing was removed.
 pub async fn walked(journal: &Journal) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
-    journal::tail::walk(journal, IMAGE_CLIENT_ID, TailStart::Oldest, |entry| {
+    journal::tail::walk(journal, IMAGE_CLIENT_ID, CommitPosition::default(), |entry| {
         entries.push(entry);
         ControlFlow::Continue(())
     })

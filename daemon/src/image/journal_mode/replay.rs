@@ -13,8 +13,8 @@ use journal::bootstrap::Owner;
 use journal::first_copy::marker;
 use journal::replay::{Replay, ReplayContext, ReplayError};
 use journal::tail::{PollOptions, TailError};
-use journal::types::{ClientState, EntryPosition, IMAGE_CLIENT_ID, MirrorPeer, TagTid};
-use journal::{Committer, Tail, TailOptions, TailStart};
+use journal::types::{ClientState, CommitPosition, EntryPosition, IMAGE_CLIENT_ID, MirrorPeer, TagTid};
+use journal::{Committer, Tail, TailOptions};
 use rados::{Error, ErrorClass, Result};
 use rbd::image::OpenImage;
 use tokio::time::MissedTickBehavior;
@@ -97,7 +97,7 @@ impl Session<'_> {
         self.local.image.refresh().await?;
         let replay = Replay::open(self.replay_context(start.newest(), holds)).await;
         let mut replay = replay.map_err(|error| replay_error(&error))?;
-        let opened = self.open_tail(TailStart::After(start.clone())).await;
+        let opened = self.open_tail(start.clone()).await;
         let ended = match opened {
             Ok(tail) => {
                 let mut feeder = Feeder::new(tail, self.delay(), until);
@@ -148,7 +148,7 @@ impl Session<'_> {
         }
     }
 
-    async fn open_tail(&self, start: TailStart) -> Result<Tail> {
+    async fn open_tail(&self, start: CommitPosition) -> Result<Tail> {
         let poll = PollOptions {
             idle_max: self.ctx.journal.poll_age * IDLE_POLL_AGES,
             budget: Some(self.ctx.shared.poll_budget.clone()),

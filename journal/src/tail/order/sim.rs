@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::super::lane::{LaneRead, ReadSizes, Stamp};
-use super::super::{Entry, TailError, TailStart};
+use super::super::{Entry, TailError};
 use super::{Knowledge, Order};
 use crate::commit::advanced;
 use crate::entry::RawEntry;
@@ -315,5 +315,5 @@ impl Default for Knowledge {
 
 fn order(layout: JournalLayout, position: CommitPosition, known: Knowledge) -> Order {
     let sizes = ReadSizes { poll: 256, max: 2048 };
-    Order::new(layout, "data.".to_string(), TailStart::After(position), sizes, 6000, known)
+    Order::new(layout, "data.".to_string(), &position, sizes, 6000, known)
 }

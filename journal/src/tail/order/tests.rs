@@ -78,16 +78,16 @@ proptest! {
 }
 
 /// One lane.
-fn narrow(start: TailStart, known: Knowledge) -> Order {
+fn narrow(after: CommitPosition, known: Knowledge) -> Order {
     let layout = JournalLayout { order: 12, splay_width: 1, pool: None };
-    Order::new(layout, "data.".to_string(), start, ReadSizes { poll: 256, max: 2048 }, 6000, known)
+    Order::new(layout, "data.".to_string(), &after, ReadSizes { poll: 256, max: 2048 }, 6000, known)
 }
 
 /// One lane; entry 0 of tag 1 was committed by the reader.
 fn behind_first_entry() -> Order {
     let position = EntryPosition { tag: TagTid(1), entry: EntryTid(0) };
     let committed = ObjectPosition { object: JournalObject(0), position };
-    narrow(TailStart::After(CommitPosition(vec![committed])), Knowledge::default())
+    narrow(CommitPosition(vec![committed]), Knowledge::default())
 }
 
 /// The first object is gone before anything was read.
@@ -95,23 +95,23 @@ fn behind_first_entry() -> Order {
 fn lost_beginnings_are_missed() {
     let committed = Some(EntryPosition { tag: TagTid(1), entry: EntryTid(3) });
     let first = EntryPosition { tag: TagTid(1), entry: EntryTid(0) };
-    let after_nothing = || TailStart::After(CommitPosition::default());
-    let ends_with = |start, minimum_set| {
+    let ends_with = |minimum_set| {
         let (minimum_set, active_set) = (ObjectSet(minimum_set), ObjectSet(minimum_set));
-        let mut order =
-            narrow(start, Knowledge { committed, minimum_set, active_set, ..Knowledge::default() });
+        let mut order = narrow(
+            CommitPosition::default(),
+            Knowledge { committed, minimum_set, active_set, ..Knowledge::default() },
+        );
         let read = order.poll();
         order.absorb_read(read, None);
         order.take(1000).1
     };
-    let missing = ends_with(after_nothing(), 0);
+    let missing = ends_with(0);
     assert!(matches!(missing, Some(TailError::Missing { position, .. }) if position == first), "{missing:?}");
-    let behind = ends_with(after_nothing(), 5);
+    let behind = ends_with(5);
     assert!(
         matches!(behind, Some(TailError::TooFarBehind { position, .. }) if position == first),
         "{behind:?}"
     );
-    assert_eq!(ends_with(TailStart::Oldest, 5), None);
 }
 
 /// An object that holds entries of the given tags and numbers.
@@ -132,9 +132,9 @@ fn what_is_written_behind_a_poll_waits_for_the_next_one() {
     let layout = JournalLayout { order: 16, splay_width: 2, pool: None };
     let position = EntryPosition { tag: TagTid(1), entry: EntryTid(0) };
     let committed = ObjectPosition { object: JournalObject(0), position };
-    let start = TailStart::After(CommitPosition(vec![committed]));
+    let start = CommitPosition(vec![committed]);
     let sizes = ReadSizes { poll: 256, max: 2048 };
-    let mut order = Order::new(layout, "data.".to_string(), start, sizes, 6000, Knowledge::default());
+    let mut order = Order::new(layout, "data.".to_string(), &start, sizes, 6000, Knowledge::default());
     let taken = |order: &mut Order| -> Vec<u64> {
         let (entries, fault) = order.take(1000);
         assert_eq!(fault, None);
@@ -245,7 +245,7 @@ fn what_is_broken_before_the_committed_entry_harms_nobody() {
     let reads = |parts: &[Vec<u8>]| {
         let position = EntryPosition { tag: TagTid(1), entry: EntryTid(2) };
         let committed = ObjectPosition { object: JournalObject(0), position };
-        let mut order = narrow(TailStart::After(CommitPosition(vec![committed])), Knowledge::default());
+        let mut order = narrow(CommitPosition(vec![committed]), Knowledge::default());
         let read = order.poll();
         order.absorb_read(read, Some(parts.concat().into()));
         let (entries, fault) = order.take(1000);
