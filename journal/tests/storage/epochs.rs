@@ -45,6 +45,7 @@ async fn expect_alike(world: &World, ours: &Journal, theirs: &Journal) -> Result
                 let timeless = event.timestamp == Timestamp::default();
                 entries.push((name.clone(), position, timeless.then_some(data)));
             }
+            ensure!(reader.find()? == Found::End, "{name} ends within an entry");
         }
         Ok(entries)
     };
