@@ -1,12 +1,17 @@
 //! First copies: of every shape, with user snapshots and clones, while somebody writes.
 
-use anyhow::{Context, Result, ensure};
-use tests::Extents;
+use std::time::Instant;
 
-use super::stage::{FEATURES, journaling, wait_pruned};
-use crate::common::{LIMIT, MIB, Stage, scattered};
+use anyhow::{Context, Result, ensure};
+use futures::future::try_join_all;
+use tests::{Extents, Tool};
+
+use super::stage::{FEATURES, has_sync_point, journaling, wait_pruned};
+use crate::common::{LIMIT, MIB, Stage, scattered, until};
 
 const SIZE: u64 = 32 * MIB;
+/// Of images that are written to everywhere, for longer than it takes to make their sync points.
+const WRITTEN_SIZE: u64 = 96 * MIB;
 
 /// Shapes of images: striping, object sizes, a data pool, no object map. Each has snapshots with data, zeroes and other
 /// sizes between, one of them protected, and metadata.
@@ -67,6 +72,50 @@ async fn first_copies_of_all_shapes_while_a_writer_runs() -> Result<()> {
     a.delete_pool("j-shapes-data").await?;
     b.delete_pool("j-shapes-data").await?;
     stage.strike().await
+}
+
+/// Nothing is lost between a copy and its replay: the client that makes the sync point has many writes in flight then, and
+/// writes no block twice, so that nothing that comes later hides what is missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_flight_at_a_sync_point_arrives() -> Result<()> {
+    let stage = Stage::set("j-in-flight").await?;
+    let names: Vec<String> = (0..2).map(|number| format!("image-{number}")).collect();
+    for name in &names {
+        stage.create_journalled(name, WRITTEN_SIZE, &["--object-size", "256K"]).await?;
+    }
+    let mut daemon = stage.daemon(&stage.clusters.b).await?;
+    try_join_all(names.iter().map(|name| copied_while_written(&stage, name))).await?;
+    daemon.stop(LIMIT).await?;
+    stage.strike().await
+}
+
+async fn copied_while_written(stage: &Stage, name: &str) -> Result<()> {
+    let (a, spec) = (&stage.clusters.a, stage.spec(name));
+    // Each block once, in any order.
+    let writer = Tool::new("fio").env("CEPH_CONF", a.conf_path()).args([
+        "--name=writer",
+        "--ioengine=rbd",
+        "--clientname=admin",
+        "--rw=randwrite",
+        "--bs=4k",
+        "--iodepth=64",
+        "--rate_iops=1500",
+    ]);
+    let writer = writer.args([format!("--pool={}", stage.pool), format!("--rbdname={name}")]);
+    let sync_point = async {
+        until("the writer to begin", async || Ok(a.rbd(&["lock", "ls", &spec]).await?.contains("auto")))
+            .await?;
+        stage.enable_journal(name).await?;
+        until("the sync point to be made", async || has_sync_point(a, &spec).await).await?;
+        anyhow::Ok(Instant::now())
+    };
+    let written = async {
+        writer.run().await?;
+        anyhow::Ok(Instant::now())
+    };
+    let (written, made) = tokio::try_join!(written, sync_point)?;
+    ensure!(made < written, "the sync point of {spec} was not made by the writer, who had ended before");
+    stage.replayed(name).await.with_context(|| format!("image '{name}'"))
 }
 
 /// Clones of both formats, and a clone of a clone, are copied when the copies of their parents are whole.
@@ -139,7 +188,7 @@ async fn every_journalled_image_of_a_pool_is_mirrored() -> Result<()> {
     }
     // Without its journal it is mirrored no more.
     a.rbd(&["feature", "disable", &stage.spec("later"), "journaling"]).await?;
-    crate::common::until("the copy to go with the primary's journal", async || {
+    until("the copy to go with the primary's journal", async || {
         let list = b.rbd_json(&["ls", &stage.pool]).await?;
         Ok(!list.as_array().is_some_and(|names| names.iter().any(|name| name == "later")))
     })

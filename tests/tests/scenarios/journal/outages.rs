@@ -8,6 +8,7 @@ use tests::stamped::{Pattern, Writing};
 use tests::{Cluster, Extents, MirrorDaemon, OsdEnd, Signal, StampedWriter};
 
 use super::prefix::follows;
+use super::stage::has_sync_point;
 use crate::common::{LIMIT, MIB, Stage, scattered, until};
 
 const PATTERN: Pattern = Pattern { seed: 5, blocks: 1024, batch_min: 1, batch_max: 20, discards: 1 };
@@ -91,12 +92,6 @@ async fn one_outage(stage: &Stage, outage: Outage, daemon: &mut MirrorDaemon) ->
         stage.state(b, image, "up+replaying").await?;
     }
     stage.replayed(&image).await
-}
-
-async fn has_sync_point(cluster: &Cluster, spec: &str) -> Result<bool> {
-    let snapshots = cluster.rbd_json(&["snap", "ls", spec]).await?;
-    let names = snapshots.as_array().into_iter().flatten().filter_map(|snap| snap["name"].as_str());
-    Ok(names.into_iter().any(|name| name.starts_with(".rbd-mirror.")))
 }
 
 /// Both images' statuses say that the remote cluster does not answer.

@@ -74,6 +74,13 @@ pub async fn wait_replayed(from: &Cluster, to: &Cluster, spec: &str) -> Result<O
     Ok(wanted)
 }
 
+/// Whether an image has a sync point.
+pub async fn has_sync_point(cluster: &Cluster, spec: &str) -> Result<bool> {
+    let snapshots = cluster.rbd_json(&["snap", "ls", spec]).await?;
+    let names = snapshots.as_array().into_iter().flatten().filter_map(|snap| snap["name"].as_str());
+    Ok(names.into_iter().any(|name| name.starts_with(".rbd-mirror.")))
+}
+
 /// Waits until neither image has a sync point any more.
 pub async fn wait_pruned(sides: [&Cluster; 2], spec: &str) -> Result<()> {
     for cluster in sides {
