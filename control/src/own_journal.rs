@@ -9,8 +9,8 @@
 
 use std::collections::BTreeMap;
 
-use deep_copy::budget::Budget;
 use journal::bootstrap::Owner;
+use journal::budget::Budget;
 use journal::event::EventEntry;
 use journal::image_journal::ImageJournal;
 use journal::replay::{Replay, ReplayContext, ReplayError, clear_marker};

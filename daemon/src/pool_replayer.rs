@@ -42,8 +42,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(15);
 const NAMESPACES_INTERVAL: Duration = Duration::from_secs(2);
 /// How often it is looked whether the peer has enabled mirroring, as long as it has not.
 const REMOTE_INTERVAL: Duration = Duration::from_secs(2);
-/// Bytes that all copies of the pool together may hold in memory, unless `rbd_mirror_memory_target` is small.
-const COPY_BYTES_MAX: u64 = 64 << 20;
+/// Bytes that all copies of the pool together may hold in memory, and all its replays, unless `rbd_mirror_memory_target` is
+/// small.
+const BYTES_MAX: u64 = 64 << 20;
 /// Who calls out.
 const CALLOUT: &str = "pool_replayer";
 
@@ -178,7 +179,7 @@ impl<'a> Session<'a> {
         let site_name = replayer.found.borrow().site_name.clone();
         let known = first_ping(replayer, &remote_pool, &site_name, &local_mirror_uuid).await?;
         let settings = Settings::read(|option| local.config(option));
-        let shared = Arc::new(Shared::new(COPY_BYTES_MAX.min(settings.memory_target_bytes / 8)));
+        let shared = Arc::new(Shared::new(BYTES_MAX.min(settings.memory_target_bytes / 8)));
         Ok(Session {
             replayer,
             local,

@@ -116,7 +116,10 @@ impl<F: Fn(&str) -> Option<String>> Source<F> {
 
     fn seconds(&self, option: &str, default: f64) -> Duration {
         let seconds: f64 = self.value(option, default);
-        Duration::try_from_secs_f64(seconds).unwrap_or_else(|_| {
+        // More than a century is a mistake, and cannot be reckoned with everywhere.
+        let valid =
+            Duration::try_from_secs_f64(seconds).ok().filter(|time| time.as_secs() <= u32::MAX.into());
+        valid.unwrap_or_else(|| {
             tracing::warn!(
                 "option {option} is set to {seconds} seconds, which is not valid; using {default}"
             );

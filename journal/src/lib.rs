@@ -4,6 +4,7 @@
 
 pub mod append;
 pub mod bootstrap;
+pub mod budget;
 pub mod codec;
 pub mod commit;
 pub mod entry;

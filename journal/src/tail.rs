@@ -6,8 +6,8 @@
 //! the last [`Batch`].
 //!
 //! # Bounds
-//! Entries read but not handed out, and reads under way, take at most [`TailOptions::buffered_bytes_max`], or one read
-//! when that is less. A batch has at most [`TailOptions::batch_bytes_max`] and an entry; what was handed out is the
+//! Entries read but not handed out, and reads under way, take at most [`TailOptions::buffered_bytes_max`] and this tail's part
+//! of a [`Budget`] that many may share, or one read when that is less. A batch has at most [`TailOptions::batch_bytes_max`] and an entry; what was handed out is the
 //! caller's to bound. An entry's data is a slice of the read that brought it, and keeps that in memory.
 //!
 //! # Cost
@@ -23,6 +23,7 @@ mod order;
 mod pace;
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,6 +33,7 @@ use rados::error::ResultExt;
 use rados::{Extent, SnapId};
 use tokio::time::Instant;
 
+use crate::budget::{Budget, Part, Piece};
 use crate::metadata::{Journal, MutableMetadata};
 use crate::types::{
     ClientState, CommitPosition, EntryPosition, IMAGE_CLIENT_ID, JournalObject, LOCAL_MIRROR_UUID,
@@ -78,6 +80,8 @@ pub struct TailOptions {
     pub poll_bytes: u64,
     /// What is read but not handed out, with the reads under way, takes no more than this and one read.
     pub buffered_bytes_max: u64,
+    /// Of that, no more than a part of this, when there is one.
+    pub budget: Option<Arc<Budget>>,
     /// How often to look.
     pub poll: PollOptions,
     /// Metadata is read at least so often.
@@ -91,6 +95,7 @@ impl Default for TailOptions {
             read_bytes_max: 4 << 20,
             poll_bytes: 256 << 10,
             buffered_bytes_max: 32 << 20,
+            budget: None,
             poll: PollOptions::default(),
             metadata_age_max: Duration::from_secs(60),
         }
@@ -158,6 +163,8 @@ pub struct Tail {
     options: TailOptions,
     order: Order,
     pace: Pace,
+    /// This tail's part of the budget, and what it holds of it.
+    part: Option<(Arc<Part>, Piece)>,
     jobs: FuturesUnordered<BoxFuture<'static, Done>>,
     changes: Option<JournalChanges>,
     metadata: MutableMetadata,
@@ -167,6 +174,8 @@ pub struct Tail {
     metadata_at: Instant,
     metadata_asked: Instant,
     metadata_under_way: bool,
+    /// They were announced to have changed since they were asked for.
+    metadata_stale: bool,
     /// The caller knows that the tail is caught up.
     told_caught_up: bool,
     /// A request failed, and the caller does not know.
@@ -194,20 +203,18 @@ impl Tail {
         let max = options.read_bytes_max.min(options.buffered_bytes_max / width).max(options.poll_bytes);
         let sizes = ReadSizes { poll: options.poll_bytes, max };
         let known = knowledge(&metadata, &tags, client);
-        let order = Order::new(
-            layout,
-            journal.data_prefix().to_string(),
-            &after,
-            sizes,
-            options.buffered_bytes_max,
-            known,
-        );
+        let order = Order::new(layout, journal.data_prefix().to_string(), &after, sizes, known);
+        let part = options.budget.as_ref().map(|budget| {
+            let part = budget.part();
+            (part.clone(), part.hold(0))
+        });
         let now = Instant::now();
         Ok(Tail {
             journal: journal.clone(),
             client: client.to_string(),
             pace: Pace::new(options.poll.clone()),
             order,
+            part,
             jobs: FuturesUnordered::new(),
             changes: None,
             metadata,
@@ -215,6 +222,7 @@ impl Tail {
             metadata_at: now + options.metadata_age_max,
             metadata_asked: now,
             metadata_under_way: false,
+            metadata_stale: false,
             told_caught_up: false,
             failed: None,
             options,
@@ -286,17 +294,30 @@ impl Tail {
         Ok(Some(Batch { entries, caught_up }))
     }
 
+    /// Tells the budget what is held, and the order what may be.
+    fn bound(&mut self) {
+        let mut bytes_max = self.options.buffered_bytes_max;
+        if let Some((part, held)) = &mut self.part {
+            // The new piece first, so that what stays held is never missing.
+            *held = part.hold(self.order.held_bytes());
+            bytes_max = bytes_max.min(part.bytes_max());
+        }
+        self.order.bound(bytes_max);
+    }
+
     /// Begins all requests that are due. Answers whether something was answered meanwhile: then there may be nothing to
     /// wait for.
     fn begin(&mut self) -> bool {
         self.begin_reads();
         let now = Instant::now();
         if now >= self.poll_at && self.order.can_poll() {
+            self.bound();
             let read = self.order.poll();
             self.push_read(read);
         }
         if !self.metadata_under_way && (now >= self.metadata_at || self.order.needs_metadata()) {
             self.metadata_under_way = true;
+            self.metadata_stale = false;
             self.metadata_asked = now;
             let asked = self.order.begin_metadata();
             let read = read_metadata(self.journal.clone(), self.client.clone(), self.order.tag());
@@ -306,6 +327,7 @@ impl Tail {
     }
 
     fn begin_reads(&mut self) {
+        self.bound();
         for read in self.order.begin_reads() {
             self.push_read(read);
         }
@@ -352,6 +374,7 @@ impl Tail {
     fn metadata_changed(&mut self) {
         let earliest = Instant::now().max(self.metadata_asked + METADATA_PAUSE);
         self.metadata_at = self.metadata_at.min(earliest);
+        self.metadata_stale = true;
     }
 
     fn absorb(&mut self, done: Done) {
@@ -373,7 +396,9 @@ impl Tail {
             }
             Done::Metadata(asked, Ok((metadata, tags))) => {
                 self.metadata_under_way = false;
-                self.metadata_at = now + self.options.metadata_age_max;
+                // What was announced meanwhile may be newer than the answer.
+                let stale = self.metadata_stale.then(|| self.metadata_asked + METADATA_PAUSE);
+                self.metadata_at = stale.unwrap_or(now + self.options.metadata_age_max);
                 self.order.absorb_metadata(asked, knowledge(&metadata, &tags, &self.client));
                 self.metadata = metadata;
             }

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use deep_copy::budget::Budget;
 use deep_copy::ids::SnapIds;
+use journal::budget::Budget as JournalBudget;
 use journal::tail::PollBudget;
 use rados::{ErrorClass, IoCtx, PoolId, Result};
 use rbd::mirroring::{MirrorImageMode, MirrorImageState, StatusState};
@@ -67,6 +68,8 @@ pub struct Shared {
     remote_snap_ids: Reserves,
     /// Bound on the bytes that all copies together hold in memory.
     pub budget: Budget,
+    /// Bound on the bytes of journals that all replays together hold in memory.
+    pub journal_budget: Arc<JournalBudget>,
     /// Bound on how often all journals together are looked at.
     pub poll_budget: Arc<PollBudget>,
 }
@@ -89,13 +92,14 @@ impl Reserves {
 }
 
 impl Shared {
-    /// With room for `copy_bytes_max` bytes on their way.
-    pub fn new(copy_bytes_max: u64) -> Self {
+    /// With room for `bytes_max` bytes on their way in copies, and as many in replays.
+    pub fn new(bytes_max: u64) -> Self {
         let poll_budget = PollBudget::new(JOURNAL_POLLS_PER_SECOND_MAX);
         Shared {
             local_snap_ids: Reserves::default(),
             remote_snap_ids: Reserves::default(),
-            budget: Budget::new(copy_bytes_max),
+            budget: Budget::new(bytes_max),
+            journal_budget: JournalBudget::new(bytes_max),
             poll_budget,
         }
     }

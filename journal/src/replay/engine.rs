@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use deep_copy::budget::Share;
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{FuturesUnordered, StreamExt};
 use rados::Extent;
@@ -25,6 +24,7 @@ use super::operations::Maintainer;
 use super::plan::{Planner, Step};
 use super::queue::Ticket;
 use super::target::Target;
+use crate::budget::Piece;
 use crate::event::Event;
 use crate::types::{EntryPosition, TagTid};
 
@@ -34,8 +34,9 @@ const COMMANDS_MAX: usize = 1024;
 /// What an entry holds on to until it is on disk.
 pub(super) struct Held {
     pub bytes: u64,
-    pub _own: (OwnedSemaphorePermit, OwnedSemaphorePermit),
-    pub shared: Option<Share>,
+    pub _entry: OwnedSemaphorePermit,
+    /// Its bytes, as long as it need not wait for entries that are still to come.
+    pub piece: Option<Piece>,
 }
 
 impl Ticket for Held {
@@ -44,15 +45,11 @@ impl Ticket for Held {
     }
 
     fn yield_shared(&mut self) {
-        self.shared = None;
+        self.piece = None;
     }
 }
 
 /// What the task is told.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly all are entries, and one allocation for each would cost more"
-)]
 pub(super) enum Command {
     Entry(EntryPosition, Event, Held),
     TagEnd(TagTid),
@@ -215,6 +212,8 @@ impl Engine {
                 carry_out.boxed()
             }
             Step::Synced(token) => {
+                // Whoever is answered looks at how far the copy is.
+                self.publish();
                 if let Some(answer) = self.underway.syncs.remove(&token) {
                     // Whoever asked may have gone.
                     let _ = answer.send(());

@@ -34,15 +34,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use deep_copy::budget::Budget;
 use deep_copy::ids::SnapIds;
 use rados::SnapId;
 use rbd::exclusive_lock::LockReport;
 use rbd::image::{Image, OpenImage};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::budget::{Budget, Part};
 use crate::event::{Event, EventEntry};
 use crate::types::{EntryPosition, TagTid};
 
@@ -57,9 +57,6 @@ pub use marker::{Marker, clear_marker, read_marker};
 
 /// Entries that a replay holds. More than may wait for the result of an operation (`queue.rs`).
 const ENTRIES_MAX: usize = 32 << 10;
-/// Bytes of data that a replay holds, in units of [`BYTES_UNIT`].
-const BYTES_MAX: usize = 64 << 20;
-const BYTES_UNIT: usize = 512;
 
 /// What a replay needs.
 pub struct ReplayContext {
@@ -81,7 +78,7 @@ pub struct ReplayContext {
     /// Ids for snapshots.
     pub ids: SnapIds,
     /// Bound on the bytes in memory, shared with others.
-    pub budget: Budget,
+    pub budget: Arc<Budget>,
     /// Stops the replay.
     pub cancel: CancellationToken,
 }
@@ -109,8 +106,7 @@ pub struct Replay {
     applied: watch::Receiver<Option<EntryPosition>>,
     snap_seqs: watch::Receiver<BTreeMap<SnapId, SnapId>>,
     entries: Arc<Semaphore>,
-    bytes: Arc<Semaphore>,
-    budget: Budget,
+    part: Arc<Part>,
     totals: Arc<Totals>,
     pushed_entries: AtomicU64,
     pushed_bytes: AtomicU64,
@@ -156,8 +152,7 @@ impl Replay {
             applied: published,
             snap_seqs: seqs,
             entries: Arc::new(Semaphore::new(ENTRIES_MAX)),
-            bytes: Arc::new(Semaphore::new(BYTES_MAX / BYTES_UNIT)),
-            budget: context.budget,
+            part: context.budget.part(),
             totals,
             pushed_entries: AtomicU64::new(0),
             pushed_bytes: AtomicU64::new(0),
@@ -173,18 +168,22 @@ impl Replay {
             return Err(error.clone());
         }
         let bytes = data_bytes(&entry.event);
-        let held = Held { bytes, _own: self.own_permits(bytes).await?, shared: None };
-        let shared = tokio::select! {
+        let (entries, part) = (self.entries.clone(), self.part.clone());
+        let room = async { (entries.acquire_owned().await, part.acquire(bytes).await) };
+        let (permit, piece) = tokio::select! {
             biased;
             ended = &mut self.task => return Err(self.ended(ended)),
-            shared = self.budget.acquire(bytes) => shared,
+            room = room => room,
         };
+        // The semaphore is never closed.
+        let permit = permit.map_err(|_| ReplayError::Stopped)?;
+        let held = Held { bytes, _entry: permit, piece: Some(piece) };
         if let Some(tag) = self.tag.replace(position.tag).filter(|tag| *tag != position.tag) {
             self.send(Command::TagEnd(tag)).await?;
         }
         *self.pushed_entries.get_mut() += 1;
         *self.pushed_bytes.get_mut() += bytes;
-        self.send(Command::Entry(position, entry.event, Held { shared: Some(shared), ..held })).await
+        self.send(Command::Entry(position, entry.event, held)).await
     }
 
     /// Waits until all that was pushed is on disk, as far as it need not wait for entries that were not. Cancel-safe.
@@ -247,25 +246,6 @@ impl Replay {
         match self.failure().await {
             ReplayError::Stopped => Ok(()),
             error => Err(error),
-        }
-    }
-
-    async fn own_permits(
-        &mut self,
-        bytes: u64,
-    ) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit), ReplayError> {
-        // One that is larger than the bound takes all of it.
-        let units = (bytes as usize).div_ceil(BYTES_UNIT).min(BYTES_MAX / BYTES_UNIT);
-        let (entries, bytes) = (self.entries.clone(), self.bytes.clone());
-        let permits = async {
-            let entry = entries.acquire_owned().await;
-            Ok::<_, tokio::sync::AcquireError>((entry?, bytes.acquire_many_owned(units as u32).await?))
-        };
-        tokio::select! {
-            biased;
-            ended = &mut self.task => Err(self.ended(ended)),
-            // The semaphores are never closed.
-            permits = permits => permits.map_err(|_| ReplayError::Stopped),
         }
     }
 

@@ -65,8 +65,10 @@ pub(super) struct Lane {
     last: JournalObject,
     /// Objects behind `last` that held nothing when they were read.
     empty: Vec<JournalObject>,
-    /// Length of the next read.
+    /// Length of the next read, if that is not too much.
     length: u64,
+    /// What the next read must bring at least: an entry of which a part is known.
+    needed: u64,
     sizes: ReadSizes,
 }
 
@@ -86,6 +88,7 @@ impl Lane {
             empty: Vec::new(),
             // Nobody knows where in the object the first entry lies that was not committed yet.
             length: sizes.max,
+            needed: 0,
             sizes,
         }
     }
@@ -98,19 +101,20 @@ impl Lane {
         self.reading = None;
         self.committed = None;
         self.length = self.sizes.max;
+        self.needed = 0;
     }
 
-    /// Begins a read of what follows.
-    pub(super) fn begin(&mut self, lane: usize, begun: Stamp) -> LaneRead {
-        let (object, offset, length) = (self.object, self.offset, self.length);
+    /// Begins a read of what follows, of `length_max` bytes at most unless an entry needs more.
+    pub(super) fn begin(&mut self, lane: usize, begun: Stamp, length_max: u64) -> LaneRead {
+        let (object, offset, length) = (self.object, self.offset, self.next_length(length_max));
         let read = LaneRead { lane, object, offset, length, begun };
         self.reading = Some(read);
         read
     }
 
     /// Length of the next read.
-    pub(super) fn next_length(&self) -> u64 {
-        self.length
+    pub(super) fn next_length(&self, length_max: u64) -> u64 {
+        self.length.min(length_max).max(self.needed)
     }
 
     pub(super) fn pop(&mut self) -> Option<Entry> {
@@ -211,7 +215,8 @@ impl Lane {
         self.ended = at_end.then_some(read.begun);
         // As much again may have been written by the next time, and some more.
         let grown = if at_end { length * 2 } else { read.length * READ_GROWTH };
-        self.length = grown.clamp(self.sizes.poll, self.sizes.max).max(needed);
+        self.length = grown.clamp(self.sizes.poll, self.sizes.max);
+        self.needed = needed;
         kept
     }
 }

@@ -24,6 +24,9 @@ use crate::types::{
     CommitPosition, EntryPosition, EntryTid, JournalObject, ObjectPosition, ObjectSet, TagTid,
 };
 
+/// Reads are never bounded to less than this, in bytes.
+const READ_BYTES_MIN: u64 = 64 << 10;
+
 /// Where the next entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum At {
@@ -53,6 +56,7 @@ pub(super) struct Order {
     layout: JournalLayout,
     prefix: String,
     sizes: ReadSizes,
+    /// What is read ahead takes no more than this and one read.
     buffered_bytes_max: u64,
     lanes: Vec<Lane>,
     at: At,
@@ -87,7 +91,6 @@ impl Order {
         prefix: String,
         start: &CommitPosition,
         sizes: ReadSizes,
-        buffered_bytes_max: u64,
         known: Knowledge,
     ) -> Order {
         let first = |offset| layout.object(known.minimum_set, offset);
@@ -106,7 +109,7 @@ impl Order {
             layout,
             prefix,
             sizes,
-            buffered_bytes_max,
+            buffered_bytes_max: sizes.max,
             lanes,
             at,
             clock: 1,
@@ -378,11 +381,27 @@ impl Order {
         lane.reading.is_none() && lane.queue.is_empty() && lane.fault.is_none()
     }
 
+    /// Bytes that are kept in memory, or may be when they have been read. What a mere poll may bring does not count.
+    pub(super) fn held_bytes(&self) -> u64 {
+        let held = self.lanes.iter().map(buffered_bytes).sum();
+        if held > self.sizes.poll { held } else { 0 }
+    }
+
+    /// From now on what is read ahead takes no more than this and one read.
+    pub(super) fn bound(&mut self, buffered_bytes_max: u64) {
+        self.buffered_bytes_max = buffered_bytes_max;
+    }
+
+    /// Bytes of one read at most.
+    fn length_max(&self) -> u64 {
+        (self.buffered_bytes_max / self.layout.splay_width()).max(READ_BYTES_MIN.min(self.sizes.poll))
+    }
+
     /// Begins to read the needed lane.
     pub(super) fn poll(&mut self) -> LaneRead {
-        let (lane, begun) = (self.needed(), self.tick());
+        let (lane, begun, length_max) = (self.needed(), self.tick(), self.length_max());
         self.polled = begun;
-        self.lanes[lane].begin(lane, begun)
+        self.lanes[lane].begin(lane, begun, length_max)
     }
 
     /// Begins all reads that need not wait: of the lane that is needed, if there is reason to expect something, and of
@@ -390,17 +409,17 @@ impl Order {
     pub(super) fn begin_reads(&mut self) -> Vec<LaneRead> {
         self.advance();
         let needed = self.needed();
-        let width = self.lanes.len();
+        let (width, length_max) = (self.lanes.len(), self.length_max());
         let mut reads = Vec::new();
         let mut buffered: u64 = self.lanes.iter().map(buffered_bytes).sum();
         for lane in (0..width).map(|i| (needed + i) % width) {
             let must = lane == needed && self.can_poll() && self.expects(needed);
             let may = self.burst && self.is_worth_reading_ahead(lane);
-            let length = self.lanes[lane].next_length();
+            let length = self.lanes[lane].next_length(length_max);
             if must || (may && buffered + length <= self.buffered_bytes_max) {
                 buffered += length;
                 let begun = self.tick();
-                reads.push(self.lanes[lane].begin(lane, begun));
+                reads.push(self.lanes[lane].begin(lane, begun, length_max));
             }
         }
         reads

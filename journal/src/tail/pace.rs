@@ -77,7 +77,8 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    pub(super) fn new(options: PollOptions) -> Pace {
+    pub(super) fn new(mut options: PollOptions) -> Pace {
+        options.idle_max = options.idle_max.max(options.busy);
         let pause = options.idle_max / UNUSED_GROWTH.pow(2);
         // The standard library's only source of randomness.
         let random = RandomState::new().hash_one(0_u8) as f64 / u64::MAX as f64;
@@ -101,7 +102,7 @@ impl Pace {
         self.count(busy || self.pause <= BUSY_PAUSE_MAX);
         match &self.options.budget {
             _ if !busy => self.pause.mul_f64(self.jitter),
-            Some(budget) => self.pause.max(budget.pause_min()).min(self.options.idle_max),
+            Some(budget) => self.pause.max(budget.pause_min()),
             None => self.pause,
         }
     }
@@ -172,6 +173,20 @@ mod tests {
         assert!(soon <= options.idle_max / 6 && soon >= options.idle_max / 8, "{soon:?}");
         assert!(seldom <= options.idle_max && seldom >= options.idle_max * 3 / 4, "{seldom:?}");
         assert!(later.abs_diff(seldom) < Duration::from_millis(1), "{later:?} after {seldom:?}");
+    }
+
+    #[tokio::test]
+    async fn no_option_makes_a_tail_look_without_a_pause() {
+        let options = PollOptions {
+            idle_max: Duration::ZERO,
+            budget: Some(PollBudget::new(100)),
+            ..PollOptions::default()
+        };
+        let mut pace = Pace::new(options.clone());
+        let now = Instant::now();
+        pace.pause(now);
+        assert!(pace.pause(now) >= options.busy * 3 / 4);
+        assert!(pace.arrived(now) >= options.busy);
     }
 
     #[tokio::test]

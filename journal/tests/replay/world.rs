@@ -4,9 +4,9 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use deep_copy::budget::Budget;
 use deep_copy::ids::SnapIds;
 use journal::Journal;
+use journal::budget::Budget;
 use journal::event::EventEntry;
 use journal::replay::{Replay, ReplayContext};
 use journal::tail::walk;

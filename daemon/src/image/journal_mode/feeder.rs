@@ -222,7 +222,7 @@ fn left_of(delay: Duration, timestamp: Timestamp) -> Duration {
         return Duration::ZERO;
     }
     let since_epoch = |t: Timestamp| Duration::new(t.seconds.into(), t.nanoseconds);
-    (since_epoch(timestamp) + delay).saturating_sub(since_epoch(Timestamp::now()))
+    since_epoch(timestamp).saturating_add(delay).saturating_sub(since_epoch(Timestamp::now()))
 }
 
 fn undecodable(journal: &Journal, entry: &Entry, error: &rados::encoding::DecodeError) -> StepError {
@@ -249,5 +249,6 @@ mod tests {
         assert_eq!(left_of(delay, ago(101)), Duration::ZERO);
         let left = left_of(delay, ago(40));
         assert!(left > Duration::from_secs(58) && left <= Duration::from_secs(60), "{left:?}");
+        assert!(left_of(Duration::from_secs(u64::MAX), Timestamp::now()) > delay);
     }
 }

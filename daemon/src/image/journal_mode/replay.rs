@@ -73,10 +73,12 @@ pub(super) fn tail_error(image: &OpenImage, error: TailError) -> Error {
 
 /// Why a replay stopped, as an error whose class tells how to go on.
 fn replay_error(error: &ReplayError) -> Error {
-    let errno = match (error.class(), error.rados()) {
-        (_, Some(error)) => error.errno(),
-        (ErrorClass::Transient, None) => libc::EAGAIN,
-        (_, None) => libc::EIO,
+    let class = error.class();
+    let errno = match error.rados().filter(|source| source.class() == class) {
+        Some(source) => source.errno(),
+        // A lock that was lost, however that was noticed.
+        None if class == ErrorClass::Transient => libc::EAGAIN,
+        None => libc::EIO,
     };
     Error::new(errno, error.to_string())
 }
@@ -142,7 +144,7 @@ impl Session<'_> {
             holds,
             snap_seqs: self.registered.peer(self.local.image.image.id()).snap_seqs,
             ids: self.ctx.shared.snap_ids(self.local.image.image.data_ioctx()),
-            budget: self.ctx.shared.budget.clone(),
+            budget: self.ctx.shared.journal_budget.clone(),
             // It is stopped by name, so that it never seems to have failed.
             cancel: CancellationToken::new(),
         }
@@ -150,12 +152,16 @@ impl Session<'_> {
 
     async fn open_tail(&self, start: CommitPosition) -> Result<Tail> {
         let poll = PollOptions {
-            idle_max: self.ctx.journal.poll_age * IDLE_POLL_AGES,
+            idle_max: self.ctx.journal.poll_age.saturating_mul(IDLE_POLL_AGES),
             budget: Some(self.ctx.shared.poll_budget.clone()),
             ..PollOptions::default()
         };
-        let options =
-            TailOptions { poll, buffered_bytes_max: READ_AHEAD_BYTES_MAX, ..TailOptions::default() };
+        let options = TailOptions {
+            poll,
+            buffered_bytes_max: READ_AHEAD_BYTES_MAX,
+            budget: Some(self.ctx.shared.journal_budget.clone()),
+            ..TailOptions::default()
+        };
         let tail = Tail::open(&self.their_journal(), &self.ctx.local_mirror_uuid, start, options).await;
         let mut tail = tail.map_err(|error| tail_error(&self.remote.image, error))?;
         tail.follow(self.their_watch.changes());

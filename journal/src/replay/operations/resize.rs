@@ -4,6 +4,8 @@
 //! header, the overlap with the parent), then the header, then the object map. A map that is larger than its image is cut
 //! when it is read (`head_map.rs`), so either order survives being cut off.
 //!
+//! Once begun it is not cut off by a promotion: a part of what lies behind the new end would be gone, within the old size.
+//!
 //! With snapshots, an object that shows the parent and now leaves the image is copied up before: the snapshots keep it,
 //! also when the image is flattened later.
 //!
@@ -56,7 +58,6 @@ impl Maintainer {
         });
         let cut: Vec<ObjectNumber> = cut.collect();
         for batch in cut.chunks(OBJECTS_PER_BATCH) {
-            self.check_cancelled()?;
             let keeps = |object: &ObjectNumber| layout.used_bytes(*object, size);
             let state = |object: &ObjectNumber| match keeps(object) {
                 0 => ObjectState::Pending,

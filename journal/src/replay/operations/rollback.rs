@@ -1,6 +1,7 @@
 //! Setting the copy's head back to a snapshot.
 //!
-//! The size first, then object by object: the OSDs do it themselves. With a fast-diff that may be believed only objects
+//! The size first, then object by object: the OSDs do it themselves. Once begun it is not cut off by a promotion, which would
+//! find a head of two times. With a fast-diff that may be believed only objects
 //! that were changed since the snapshot are touched; the others are equal already.
 //!
 //! librbd copies the snapshot's object map to the head. Here the head's map says of each object that was touched that it
@@ -29,7 +30,6 @@ impl Maintainer {
         let changed = self.changed_since(snap, then.as_ref()).await?;
         let target = self.target().await?;
         for batch in changed.chunks(OBJECTS_PER_BATCH) {
-            self.check_cancelled()?;
             let exists = |object: &ObjectNumber| then.as_ref().is_none_or(|map| map.get(*object).may_exist());
             let state = |object: &ObjectNumber| (*object, ObjectState::Exists);
             let may_exist = batch.iter().filter(|object| exists(object) || self.may_exist(**object));

@@ -214,6 +214,8 @@ impl Sim {
         let (entries, fault) = self.order.take(2000);
         self.read.extend(entries);
         self.fault = fault;
+        // What others leave changes all the time.
+        self.order.bound(self.rng.random_range(0..=6000));
         let reads = self.order.begin_reads();
         self.requests.extend(reads.into_iter().map(|read| Request::Read(read, None)));
         if poll && self.order.can_poll() {
@@ -315,5 +317,5 @@ impl Default for Knowledge {
 
 fn order(layout: JournalLayout, position: CommitPosition, known: Knowledge) -> Order {
     let sizes = ReadSizes { poll: 256, max: 2048 };
-    Order::new(layout, "data.".to_string(), &position, sizes, 6000, known)
+    Order::new(layout, "data.".to_string(), &position, sizes, known)
 }

@@ -80,7 +80,7 @@ proptest! {
 /// One lane.
 fn narrow(after: CommitPosition, known: Knowledge) -> Order {
     let layout = JournalLayout { order: 12, splay_width: 1, pool: None };
-    Order::new(layout, "data.".to_string(), &after, ReadSizes { poll: 256, max: 2048 }, 6000, known)
+    Order::new(layout, "data.".to_string(), &after, ReadSizes { poll: 256, max: 2048 }, known)
 }
 
 /// One lane; entry 0 of tag 1 was committed by the reader.
@@ -134,7 +134,7 @@ fn what_is_written_behind_a_poll_waits_for_the_next_one() {
     let committed = ObjectPosition { object: JournalObject(0), position };
     let start = CommitPosition(vec![committed]);
     let sizes = ReadSizes { poll: 256, max: 2048 };
-    let mut order = Order::new(layout, "data.".to_string(), &start, sizes, 6000, Knowledge::default());
+    let mut order = Order::new(layout, "data.".to_string(), &start, sizes, Knowledge::default());
     let taken = |order: &mut Order| -> Vec<u64> {
         let (entries, fault) = order.take(1000);
         assert_eq!(fault, None);
