@@ -72,6 +72,7 @@ pub async fn begin(
         None => {
             remove_user_snapshots(local).await?;
             let marker = CopyMarker {
+                remote_image: remote.image.id().clone(),
                 sync_point: point.name.clone(),
                 repair: held == Held::Anything,
                 copied_below: 0,

@@ -3,7 +3,8 @@
 //!
 //! | field | type |
 //! |---|---|
-//! | version, oldest compatible version, length of what follows | u8 1, u8 1, u32 |
+//! | version, oldest compatible version, length of what follows | u8 2, u8 2, u32 |
+//! | id of the remote image, whose journal is meant | string |
 //! | name of the sync point | string |
 //! | it is a repair | u8 |
 //! | all objects below this number have been copied | u64 |
@@ -21,6 +22,7 @@ use std::collections::BTreeMap;
 use rados::encoding::{Decode, DecodeError, Decoder, Encode, Encoder};
 use rados::error::ResultExt;
 use rados::{Error, ReadAnswer, ReadSub, Result, SnapId, WriteOp, WriteSub};
+use rbd::ImageId;
 use rbd::image::Image;
 use rbd::layout::header_object;
 
@@ -45,6 +47,8 @@ pub enum Origin {
 /// A copy under way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CopyMarker {
+    /// The remote image. One that is made anew has another id, and a journal that begins anew.
+    pub remote_image: ImageId,
     /// Name of the sync point.
     pub sync_point: String,
     /// Every object is compared by checksums first.
@@ -64,8 +68,12 @@ pub struct CopyMarker {
 
 impl Encode for CopyMarker {
     fn encode(&self, e: &mut Encoder) {
-        e.versioned(1, 1, |e| {
-            e.string(&self.sync_point).bool(self.repair).u64(self.copied_below).bool(self.copied);
+        e.versioned(2, 2, |e| {
+            e.string(&self.remote_image.0)
+                .string(&self.sync_point)
+                .bool(self.repair)
+                .u64(self.copied_below)
+                .bool(self.copied);
             e.count(self.snap_seqs.len());
             for (remote, local) in &self.snap_seqs {
                 e.u64(remote.0).u64(local.0);
@@ -84,7 +92,11 @@ impl Encode for CopyMarker {
 
 impl Decode for CopyMarker {
     fn decode(d: &mut Decoder<'_>) -> std::result::Result<Self, DecodeError> {
-        d.versioned("copy marker", 1, |d, _| {
+        d.versioned("copy marker", 2, |d, version| {
+            if version < 2 {
+                return Err(d.invalid("it does not tell what it is a copy of"));
+            }
+            let remote_image = ImageId(d.string()?);
             let (sync_point, repair, copied_below, copied) = (d.string()?, d.bool()?, d.u64()?, d.bool()?);
             let snap_seqs = d.seq(16, |d| Ok((SnapId(d.u64()?), SnapId(d.u64()?))))?;
             let origin = match d.u8()? {
@@ -97,7 +109,16 @@ impl Decode for CopyMarker {
                 false => None,
             };
             let snap_seqs = snap_seqs.into_iter().collect();
-            Ok(CopyMarker { sync_point, repair, copied_below, copied, snap_seqs, origin, start })
+            Ok(CopyMarker {
+                remote_image,
+                sync_point,
+                repair,
+                copied_below,
+                copied,
+                snap_seqs,
+                origin,
+                start,
+            })
         })
     }
 }
@@ -118,7 +139,7 @@ impl CopyMarker {
     }
 }
 
-/// Reads the marker of a local image; `None` when it has none, or one of a later version.
+/// Reads the marker of a local image; `None` when it has none, or one of another version.
 pub async fn read(image: &Image) -> Result<Option<CopyMarker>> {
     let context = || format!("cannot read the copy marker of image {}", image.id());
     let object = header_object(image.id());
@@ -153,13 +174,14 @@ async fn change(image: &Image, sub: WriteSub) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use rbd::{ImageId, SnapshotNamespace};
+    use rbd::SnapshotNamespace;
 
     use super::*;
     use crate::types::{MirrorPeerState, SyncPoint};
 
     fn marker() -> CopyMarker {
         CopyMarker {
+            remote_image: ImageId("primary".into()),
             sync_point: "point".into(),
             repair: false,
             copied_below: 5,
@@ -202,7 +224,7 @@ mod tests {
     proptest! {
         #[test]
         fn markers_survive_their_encoding_and_nonsense_is_refused(
-            name in ".{0,20}", repair: bool, copied_below: u64, copied: bool, newest: Option<u64>,
+            image in "[0-9a-f]{0,20}", name in ".{0,20}", repair: bool, copied_below: u64, copied: bool, newest: Option<u64>,
             start: Option<(u64, u64)>,
             seqs in proptest::collection::btree_map(any::<u64>(), any::<u64>(), 0..5),
             cut in 0_usize..64, flip in any::<(usize, u8)>(),
@@ -210,7 +232,8 @@ mod tests {
             let origin = newest.map_or(Origin::Event, |newest| Origin::Unowned { newest: TagTid(newest) });
             let snap_seqs = seqs.into_iter().map(|(remote, local)| (SnapId(remote), SnapId(local))).collect();
             let start = start.map(|(tag, entry)| EntryPosition { tag: TagTid(tag), entry: EntryTid(entry) });
-            let marker = CopyMarker { sync_point: name, repair, copied_below, copied, snap_seqs, origin, start };
+            let remote_image = ImageId(image);
+            let marker = CopyMarker { remote_image, sync_point: name, repair, copied_below, copied, snap_seqs, origin, start };
             let bytes = marker.to_bytes();
             prop_assert_eq!(&CopyMarker::from_bytes(&bytes, "marker").unwrap(), &marker);
             let cut = cut.min(bytes.len() - 1);

@@ -123,15 +123,25 @@ impl Session<'_> {
 
     /// What the copy is known to hold beyond what was committed: it was made from a sync point.
     async fn holds(&mut self, committed: Option<EntryPosition>) -> Result<Option<EntryPosition>> {
+        self.copy_holds = None;
         let Some(marker) = marker::read(&self.local.image.image).await? else { return Ok(None) };
-        match marker.start {
-            // It has served its purpose.
-            Some(start) if committed >= Some(start) => {
-                marker::remove(&self.local.image.image).await?;
-                Ok(None)
-            }
-            start => Ok(start),
+        if marker.remote_image == *self.remote.image.image.id() {
+            self.copy_holds = marker.start;
+            self.forget_copy(committed).await?;
+        } else {
+            // The remote image was made anew. Its journal counts from the beginning again.
+            marker::remove(&self.local.image.image).await?;
         }
+        Ok(self.copy_holds)
+    }
+
+    /// The marker of the copy goes when its purpose is served: everything that the sync point holds is committed.
+    async fn forget_copy(&mut self, committed: Option<EntryPosition>) -> Result<()> {
+        if self.copy_holds.is_some_and(|holds| committed >= Some(holds)) {
+            marker::remove(&self.local.image.image).await?;
+            self.copy_holds = None;
+        }
+        Ok(())
     }
 
     fn replay_context(&self, commit: Option<EntryPosition>, holds: Option<EntryPosition>) -> ReplayContext {
@@ -312,9 +322,10 @@ impl Session<'_> {
         let journal = self.their_journal();
         let metadata = journal.mutable().await?;
         let ours = metadata.client(&self.ctx.local_mirror_uuid);
-        if ours.is_none_or(|client| client.state != ClientState::Connected) {
+        let Some(ours) = ours.filter(|client| client.state == ClientState::Connected) else {
             return Ok(false);
-        }
+        };
+        self.forget_copy(ours.commit_position.newest()).await?;
         if let Some(primary) = metadata.client(IMAGE_CLIENT_ID) {
             progress.primary = primary.commit_position.clone();
         }

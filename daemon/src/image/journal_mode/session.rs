@@ -17,7 +17,8 @@ use journal::bootstrap::{LocalView, PeerView, Plan, Registration, RemoteView, Re
 use journal::image_journal::tags_for;
 use journal::replay::{Marker, read_marker};
 use journal::types::{
-    Client, ClientData, ClientState, IMAGE_CLIENT_ID, MirrorPeer, MirrorPeerState, TagData, TagTid,
+    Client, ClientData, ClientState, EntryPosition, IMAGE_CLIENT_ID, MirrorPeer, MirrorPeerState, TagData,
+    TagTid,
 };
 use journal::watch::{JournalEvent, JournalWatch};
 use rados::{ErrorClass, Result};
@@ -73,6 +74,8 @@ pub(super) struct Session<'a> {
     /// Watches the local header, too.
     pub(super) lock: ExclusiveLock,
     pub(super) lock_report: watch::Receiver<LockReport>,
+    /// Entries up to here are in the sync point that the copy was made from, and not all of them are committed.
+    pub(super) copy_holds: Option<EntryPosition>,
     /// Changes of the local header that have been looked at.
     pub(super) updates_seen: u64,
     pub(super) own_watch: JournalWatch,
@@ -103,6 +106,7 @@ impl<'a> Session<'a> {
         Ok(Session {
             registered: Registered { tags: Vec::new(), client: None },
             lock_report: lock.report(),
+            copy_holds: None,
             updates_seen: 0,
             lock,
             own_watch,
