@@ -3,9 +3,8 @@
 //!
 //! The lock is taken from whoever has it, who gets it back afterwards: the image is brought up to its journal, an epoch of
 //! ours begins in that, and the snapshot is journalled as librbd journals it (begun, done, finished) and committed.
-//! librbd itself is not asked to make it: its writers journal a write before they wait for a snapshot that is being made,
-//! so what is in flight then is behind that snapshot at the primary and in front of it in the journal. Nobody was told that
-//! such a write is done, so either is right; but the two snapshots differ. Removal is asked of the owner of the lock.
+//! librbd itself is not asked to make it, so that nothing of its client is under way at it. Removal is asked of the owner of
+//! the lock.
 //!
 //! Reference: `src/librbd/operation/Request.cc`, `src/librbd/operation/SnapshotCreateRequest.cc`.
 

@@ -3,16 +3,12 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use futures::future::try_join_all;
 use tests::{Extents, Tool};
 
 use super::stage::{FEATURES, has_sync_point, journaling, wait_pruned};
 use crate::common::{LIMIT, MIB, Stage, scattered, until};
 
 const SIZE: u64 = 32 * MIB;
-/// Of images that are written to everywhere, for longer than it takes to make their sync points.
-const WRITTEN_SIZE: u64 = 96 * MIB;
-
 /// Shapes of images: striping, object sizes, a data pool, no object map. Each has snapshots with data, zeroes and other
 /// sizes between, one of them protected, and metadata.
 #[tokio::test(flavor = "multi_thread")]
@@ -74,24 +70,25 @@ async fn first_copies_of_all_shapes_while_a_writer_runs() -> Result<()> {
     stage.strike().await
 }
 
-/// Nothing is lost between a copy and its replay: the client that makes the sync point has many writes in flight then, and
-/// writes no block twice, so that nothing that comes later hides what is missing.
+/// What a client with many writes in flight writes while he makes snapshots, the sync point of the first copy among them:
+/// nothing is lost between a copy and its replay, and user snapshots hold what they hold at the primary.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_in_flight_at_a_sync_point_arrives() -> Result<()> {
+async fn what_is_in_flight_at_snapshots_arrives() -> Result<()> {
     let stage = Stage::set("j-in-flight").await?;
-    let names: Vec<String> = (0..2).map(|number| format!("image-{number}")).collect();
-    for name in &names {
-        stage.create_journalled(name, WRITTEN_SIZE, &["--object-size", "256K"]).await?;
-    }
     let mut daemon = stage.daemon(&stage.clusters.b).await?;
-    try_join_all(names.iter().map(|name| copied_while_written(&stage, name))).await?;
+    // No block twice, so that nothing that comes later hides what is missing.
+    let once = written_while_copied(&stage, "once", 96 * MIB, &[]);
+    // No block twice at the same time: librbd promises no order then.
+    let again = ["--norandommap", "--serialize_overlap=1", "--time_based", "--runtime=20"];
+    let again = written_while_copied(&stage, "again", 4 * MIB, &again);
+    tokio::try_join!(once, again)?;
     daemon.stop(LIMIT).await?;
     stage.strike().await
 }
 
-async fn copied_while_written(stage: &Stage, name: &str) -> Result<()> {
+async fn written_while_copied(stage: &Stage, name: &str, size: u64, how: &[&str]) -> Result<()> {
     let (a, spec) = (&stage.clusters.a, stage.spec(name));
-    // Each block once, in any order.
+    stage.create_journalled(name, size, &["--object-size", "256K"]).await?;
     let writer = Tool::new("fio").env("CEPH_CONF", a.conf_path()).args([
         "--name=writer",
         "--ioengine=rbd",
@@ -101,19 +98,23 @@ async fn copied_while_written(stage: &Stage, name: &str) -> Result<()> {
         "--iodepth=64",
         "--rate_iops=1500",
     ]);
-    let writer = writer.args([format!("--pool={}", stage.pool), format!("--rbdname={name}")]);
-    let sync_point = async {
+    let writer = writer.args([format!("--pool={}", stage.pool), format!("--rbdname={name}")]).args(how);
+    let snapshots = async {
         until("the writer to begin", async || Ok(a.rbd(&["lock", "ls", &spec]).await?.contains("auto")))
             .await?;
         stage.enable_journal(name).await?;
         until("the sync point to be made", async || has_sync_point(a, &spec).await).await?;
-        anyhow::Ok(Instant::now())
+        let made = Instant::now();
+        for number in 0..3 {
+            a.snap_create(&format!("{spec}@{number}")).await?;
+        }
+        anyhow::Ok(made)
     };
     let written = async {
         writer.run().await?;
         anyhow::Ok(Instant::now())
     };
-    let (written, made) = tokio::try_join!(written, sync_point)?;
+    let (written, made) = tokio::try_join!(written, snapshots)?;
     ensure!(made < written, "the sync point of {spec} was not made by the writer, who had ended before");
     stage.replayed(name).await.with_context(|| format!("image '{name}'"))
 }
