@@ -19,6 +19,8 @@ const SIZE: u64 = 64 * MIB;
 enum Outage {
     RemoteOsdKilled,
     RemoteFrozen,
+    RemoteCutOff,
+    LocalOsdKilled,
     BlocklistedAtRemote,
     BlocklistedAtLocal,
 }
@@ -39,11 +41,13 @@ async fn replay_and_first_copies_go_on_after_outages() -> Result<()> {
     let outages = [
         Outage::RemoteOsdKilled,
         Outage::RemoteFrozen,
+        Outage::RemoteCutOff,
+        Outage::LocalOsdKilled,
         Outage::BlocklistedAtRemote,
         Outage::BlocklistedAtLocal,
     ];
     for outage in outages {
-        one_outage(&stage, outage, &mut daemon).await.with_context(|| format!("{outage:?}"))?;
+        one_outage(&stage, outage, &mut daemon, &mut writer).await.with_context(|| format!("{outage:?}"))?;
         writer.reach(writer.batch() + 1, LIMIT).await?;
         follows(&stage, "steady", &PATTERN, &mut writer).await.with_context(|| format!("{outage:?}"))?;
         ensure!(daemon.alive() && daemon.pid() == pid, "{outage:?} ended the daemon");
@@ -57,7 +61,12 @@ async fn replay_and_first_copies_go_on_after_outages() -> Result<()> {
 }
 
 /// Strikes while a first copy is under way, and sees to the end of that.
-async fn one_outage(stage: &Stage, outage: Outage, daemon: &mut MirrorDaemon) -> Result<()> {
+async fn one_outage(
+    stage: &Stage,
+    outage: Outage,
+    daemon: &mut MirrorDaemon,
+    writer: &mut StampedWriter,
+) -> Result<()> {
     let (a, b) = (&stage.clusters.a, &stage.clusters.b);
     let image = format!("copied-{outage:?}");
     let spec = stage.spec(&image);
@@ -84,6 +93,21 @@ async fn one_outage(stage: &Stage, outage: Outage, daemon: &mut MirrorDaemon) ->
             let told = tells_silence(stage, &image).await;
             a.thaw().await?;
             told?;
+        }
+        Outage::RemoteCutOff => {
+            let cut = a.cut_off().await?;
+            daemon.kill(Signal::SIGCONT);
+            let told = tells_silence(stage, &image).await;
+            drop(cut);
+            told?;
+        }
+        Outage::LocalOsdKilled => {
+            b.osd_stop(0, OsdEnd::Kill).await?;
+            daemon.kill(Signal::SIGCONT);
+            // No status can be told there.
+            let written = writer.reach(writer.batch() + 50, LIMIT).await;
+            b.osd_start(0).await?;
+            written?;
         }
         Outage::BlocklistedAtRemote => blocklist(stage, a, daemon).await?,
         Outage::BlocklistedAtLocal => blocklist(stage, b, daemon).await?,

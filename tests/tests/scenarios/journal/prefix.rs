@@ -11,6 +11,9 @@ use tests::{Cluster, MirrorDaemon, Signal, StampedWriter};
 
 use crate::common::{LIMIT, Stage, until};
 
+/// After how many batches there is a user snapshot.
+const SNAP_EVERY: u64 = 40;
+
 /// How the daemon that makes the copy is treated before the copy is promoted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Treatment {
@@ -18,7 +21,7 @@ enum Treatment {
     Alive,
     /// It is killed.
     Killed,
-    /// It is killed, another one is started, and is killed in the midst of what it does first.
+    /// It is killed, another one is started, and is killed in the midst of what it does first. So is the one at the primary.
     KilledTwice,
     /// It works on, and the primary's cluster is frozen: whoever promotes does not wait for that.
     SiteLost,
@@ -29,7 +32,14 @@ enum Treatment {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_promoted_copy_is_a_state_of_the_primarys_disk() -> Result<()> {
     let stage = Stage::set("prefix").await?;
-    let treatments = [Treatment::Alive, Treatment::Killed, Treatment::KilledTwice, Treatment::SiteLost];
+    let treatments = [
+        Treatment::Alive,
+        Treatment::Killed,
+        Treatment::KilledTwice,
+        Treatment::SiteLost,
+        Treatment::KilledTwice,
+        Treatment::Killed,
+    ];
     for (seed, treatment) in (0..).zip(treatments) {
         let image = format!("image-{seed}");
         one_promotion(&stage, &image, seed, treatment)
@@ -45,17 +55,17 @@ async fn one_promotion(stage: &Stage, image: &str, seed: u64, treatment: Treatme
     // Small batches make many barriers, large ones many writes between two of them.
     let batch_max = [300, 4, 60][seed as usize % 3];
     let pattern = Pattern { seed, blocks: 2048, batch_min: 1, batch_max, discards: seed % 3 };
-    let writing = Writing { pattern, depth: 16, snap_every: 40, batches: 0, pause: Duration::ZERO };
+    let writing = Writing { pattern, depth: 16, snap_every: SNAP_EVERY, batches: 0, pause: Duration::ZERO };
     let features =
         ["--image-feature", "layering,exclusive-lock,object-map,fast-diff,deep-flatten,journaling"];
     let narrow = ["--object-size", "64K", "--journal-object-size", "1M"];
     a.create_image(&spec, 8 << 20, &[&features[..], &narrow[..]].concat()).await?;
     a.rbd(&["mirror", "image", "enable", &spec, "journal"]).await?;
     let mut writer = StampedWriter::start(a, &spec, &writing)?;
-    let mut daemon = stage.daemon(b).await?;
+    let (mut daemon, mut at_primary) = (stage.daemon(b).await?, stage.daemon(a).await?);
     stage.state(b, image, "up+replaying").await?;
     writer.reach(writer.batch() + 20 + seed * 7, LIMIT).await?;
-    follows(stage, image, &pattern, &mut writer).await?;
+    let arrived = follows(stage, image, &pattern, &mut writer).await?;
 
     writer.reach(writer.batch() + 10 + seed * 13, LIMIT).await?;
     if matches!(treatment, Treatment::Killed | Treatment::KilledTwice) {
@@ -63,8 +73,9 @@ async fn one_promotion(stage: &Stage, image: &str, seed: u64, treatment: Treatme
     }
     if treatment == Treatment::KilledTwice {
         writer.reach(writer.batch() + 30, LIMIT).await?;
+        kill(&mut at_primary).await?;
         let before = stamps(b, &spec).await?;
-        daemon = stage.daemon(b).await?;
+        (daemon, at_primary) = (stage.daemon(b).await?, stage.daemon(a).await?);
         until("the daemon to go on", async || Ok(stamps(b, &spec).await? != before)).await?;
         kill(&mut daemon).await?;
     }
@@ -78,9 +89,16 @@ async fn one_promotion(stage: &Stage, image: &str, seed: u64, treatment: Treatme
     }
     let begun = writer.kill().await? + 1;
     kill(&mut daemon).await?;
+    kill(&mut at_primary).await?;
 
     let promoted = stamps(b, &spec).await?;
     let batch = pattern.batch_of(&promoted, begun)?;
+    // Batches that change nothing may be told to be earlier ones.
+    ensure!(
+        batch >= arrived || promoted == pattern.stamps_after(arrived),
+        "batch {arrived} had arrived, and the promoted copy is of batch {batch}"
+    );
+    let mut expected: Vec<u64> = (1..arrived).filter(|number| number % SNAP_EVERY == 0).collect();
     let snapshots = b.rbd_json(&["snap", "ls", &spec]).await?;
     for snapshot in snapshots.as_array().context("rbd lists snapshots")? {
         let name = snapshot["name"].as_str().context("a snapshot has a name")?;
@@ -90,7 +108,9 @@ async fn one_promotion(stage: &Stage, image: &str, seed: u64, treatment: Treatme
         ensure!(number <= batch, "snapshot '{name}' is newer than the head, which is of batch {batch}");
         let held = stamps(b, &format!("{spec}@{name}")).await?;
         ensure!(held == pattern.stamps_after(number), "snapshot '{name}' is not of batch {number}");
+        expected.retain(|missing| *missing != number);
     }
+    ensure!(expected.is_empty(), "the snapshots of batches {expected:?} are missing");
     b.rbd(&["object-map", "check", "--no-progress", &spec]).await?;
     if treatment == Treatment::Alive {
         fail_back(stage, image, seed).await.context("failing back")?;
@@ -104,20 +124,21 @@ pub(super) async fn promote_and_use(cluster: &Cluster, spec: &str) -> Result<()>
     Ok(cluster.snap_create(&format!("{spec}@promoted")).await?)
 }
 
-/// The copy arrives at what the writer has written, while it writes on.
+/// The copy arrives at what the writer has written, while it writes on: answers with the batch that has arrived.
 pub(super) async fn follows(
     stage: &Stage,
     image: &str,
     pattern: &Pattern,
     writer: &mut StampedWriter,
-) -> Result<()> {
+) -> Result<u64> {
     let target = writer.batch();
     until("the copy to reach the writer", async || {
         // It is not read in one instant, so it may look like no state at all.
         let copy = stamps(&stage.clusters.b, &stage.spec(image)).await?;
         Ok(pattern.batch_of(&copy, writer.batch() + 1).is_ok_and(|batch| batch >= target))
     })
-    .await
+    .await?;
+    Ok(target)
 }
 
 /// The promoted copy is written to; the old primary is demoted, resynced from it, and follows.
