@@ -6,9 +6,10 @@
 //! the last [`Batch`].
 //!
 //! # Bounds
-//! Entries read but not handed out, and reads under way, take at most [`TailOptions::buffered_bytes_max`] and this tail's part
-//! of a [`Budget`] that many may share, or one read when that is less. A batch has at most [`TailOptions::batch_bytes_max`] and an entry; what was handed out is the
-//! caller's to bound. An entry's data is a slice of the read that brought it, and keeps that in memory.
+//! Entries read but not handed out, and reads under way, take at most [`TailOptions::buffered_bytes_max`] and this tail's
+//! part of a [`Budget`] that many may share, or one read when that is less. A batch has at most
+//! [`TailOptions::batch_bytes_max`] and an entry; what was handed out is the caller's to bound. An entry's data is a slice of
+//! the read that brought it, and keeps that in memory.
 //!
 //! # Cost
 //! A tail has no task. It makes one small read per poll, and reads the metadata when they change (if it is told of

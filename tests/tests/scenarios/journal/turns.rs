@@ -1,10 +1,11 @@
 //! Ceph's own `rbd-mirror` and ours take turns on the same images, in the middle of first copies and of replay, without
 //! a resync.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use tests::{DaemonKind, Extents};
+use tests::{Cluster, DaemonKind, Extents};
 
 use crate::common::{LIMIT, MIB, Stage, ours, scattered};
 use crate::failover::image_id;
@@ -52,6 +53,7 @@ async fn daemons_take_turns() -> Result<()> {
     }
     let ids = [image_id(b, &stage.spec(names[0])).await?, image_id(b, &stage.spec(names[1])).await?];
 
+    let mut told = Vec::new();
     for turn in 0..2_u64 {
         for kind in [DaemonKind::Ceph, ours()] {
             let mut daemon = stage.daemon_of(&kind, b).await?;
@@ -70,6 +72,7 @@ async fn daemons_take_turns() -> Result<()> {
                     stage.state(b, name, "up+replaying").await?;
                     stage.replayed(name).await.with_context(|| format!("turn {turn} of {kind:?}"))?;
                 }
+                told.push(fields_told(b, &stage.spec(names[0])).await?);
             } else {
                 tokio::time::sleep(Duration::from_millis(300 + 400 * turn)).await;
             }
@@ -77,6 +80,7 @@ async fn daemons_take_turns() -> Result<()> {
             daemon.wait(LIMIT).await?;
         }
     }
+    ensure!(told[0] == told[1], "Ceph's status has fields {:?}, ours {:?}", told[0], told[1]);
     let mut daemon = stage.daemon_of(&ours(), b).await?;
     for (name, id) in names.into_iter().zip(ids) {
         stage.state(b, name, "up+replaying").await?;
@@ -85,4 +89,22 @@ async fn daemons_take_turns() -> Result<()> {
     }
     daemon.stop(LIMIT).await?;
     stage.strike().await
+}
+
+/// The names of what the status of a copy tells that is current, each with the names of what is in it.
+async fn fields_told(cluster: &Cluster, spec: &str) -> Result<BTreeMap<String, Vec<String>>> {
+    let mut told = None;
+    crate::common::until("a status that tells how far the copy is", async || {
+        let status = cluster.mirror_status(spec).await?;
+        let fields = status["description"].as_str().and_then(|text| text.strip_prefix("replaying, "));
+        let fields: Option<serde_json::Value> = fields.and_then(|fields| serde_json::from_str(fields).ok());
+        told = fields.filter(|fields| fields["entries_behind_primary"] == 0);
+        Ok(told.is_some())
+    })
+    .await?;
+    let names = |value: &serde_json::Value| -> Vec<String> {
+        value.as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect()
+    };
+    let fields = told.as_ref().and_then(serde_json::Value::as_object).context("fields were told")?;
+    Ok(fields.iter().map(|(name, value)| (name.clone(), names(value))).collect())
 }
