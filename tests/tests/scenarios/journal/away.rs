@@ -1,7 +1,7 @@
 //! This site away: for so long that it is disconnected, struck out of the remote journal, or late on purpose.
 
 use anyhow::{Context, Result, ensure};
-use tests::{Cluster, Extents};
+use tests::{Cluster, Extents, LibrbdImage};
 
 use super::stage::{clients, newest, wait_replayed};
 use crate::common::{LIMIT, MIB, Stage, scattered, until};
@@ -152,6 +152,33 @@ async fn entries_are_held_back_for_the_replay_delay() -> Result<()> {
     let mut daemon = stage.daemon(b).await?;
     stage.state(b, "late", "up+replaying").await?;
     stage.replayed("late").await?;
+    daemon.stop(LIMIT).await?;
+    stage.strike().await
+}
+
+/// What a copy is known to hold from its sync point on stands beside it until the journal is committed up to there, and no
+/// longer: another journal's entries might be taken for those.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_marker_of_a_copy_goes_with_its_purpose() -> Result<()> {
+    let stage = Stage::set("j-marker").await?;
+    let (a, b) = (&stage.clusters.a, &stage.clusters.b);
+    let spec = stage.spec("image");
+    stage.create_journalled("image", SIZE, &[]).await?;
+    a.rbd(&["image-meta", "set", &spec, "conf_rbd_mirroring_replay_delay", "30"]).await?;
+    // Somebody has the image open, and makes the sync point.
+    let mut open = LibrbdImage::open(a, &spec).await?;
+    open.burst(200, 4096, 16, 1, SIZE).await?;
+    stage.enable_journal("image").await?;
+    let mut daemon = stage.daemon(b).await?;
+    stage.state(b, "image", "up+replaying").await?;
+    let header = format!("rbd_header.{}", image_id(b, &spec).await?);
+    let marked = async || -> Result<bool> {
+        Ok(b.rados(&["-p", &stage.pool, "listxattr", &header]).await?.contains("rbd_mirror.first_copy"))
+    };
+    ensure!(marked().await?, "nothing tells what the copy holds, though entries of before are still to come");
+    until("the marker of the copy to go", async || Ok(!marked().await?)).await?;
+    open.close().await?;
+    stage.replayed("image").await?;
     daemon.stop(LIMIT).await?;
     stage.strike().await
 }
