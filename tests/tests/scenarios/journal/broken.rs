@@ -65,7 +65,7 @@ async fn broken_journals_stop_their_images_only() -> Result<()> {
     for name in names.clone() {
         stage.state(b, name, "up+replaying").await?;
         stage.replayed(name).await?;
-        super::stage::wait_pruned([a, b], &stage.spec(name)).await?;
+        super::stage::wait_pruned(&stage, &stage.spec(name)).await?;
         held.push(b.sha256(&stage.spec(name)).await?);
     }
     daemon.stop(LIMIT).await?;

@@ -75,10 +75,10 @@ async fn one_outage(
     a.snap_create(&format!("{spec}@user")).await?;
     a.apply(&spec, Extents::default().random(&scattered(2, 100, 0..SIZE))).await?;
     stage.enable_journal(&image).await?;
-    until("the copy to be under way", async || has_sync_point(a, &spec).await).await?;
+    until("the copy to be under way", async || has_sync_point(&stage.a, &spec).await).await?;
     // It stands still until the outage has begun.
     daemon.kill(Signal::SIGSTOP);
-    ensure!(has_sync_point(a, &spec).await?, "the first copy was over before the outage");
+    ensure!(has_sync_point(&stage.a, &spec).await?, "the first copy was over before the outage");
     match outage {
         Outage::RemoteOsdKilled => {
             a.osd_stop(0, OsdEnd::Kill).await?;

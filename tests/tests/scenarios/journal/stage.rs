@@ -9,7 +9,7 @@ use rbd::{Features, Snapshot, SnapshotNamespace};
 use serde_json::Value;
 use tests::{Cluster, wait};
 
-use crate::common::{LIMIT, Stage};
+use crate::common::{LIMIT, Stage, until};
 use crate::content::{self, Reader};
 
 /// Features of a journalled image.
@@ -31,6 +31,12 @@ impl Stage {
     pub async fn enable_journal(&self, image: &str) -> Result<()> {
         self.clusters.a.rbd(&["mirror", "image", "enable", &self.spec(image), "journal"]).await?;
         Ok(())
+    }
+
+    /// Whether the status at `b` says that an image is replayed: its first copy is over.
+    pub async fn replays(&self, image: &str) -> bool {
+        let status = self.clusters.b.mirror_status(&self.spec(image)).await;
+        status.is_ok_and(|status| status["state"] == "up+replaying")
     }
 
     /// Waits until `b` has replayed everything that `a` has committed, and compares.
@@ -75,31 +81,28 @@ pub async fn wait_replayed(from: &Cluster, to: &Cluster, spec: &str) -> Result<O
 }
 
 /// Whether an image has a sync point.
-pub async fn has_sync_point(cluster: &Cluster, spec: &str) -> Result<bool> {
-    let snapshots = cluster.rbd_json(&["snap", "ls", spec]).await?;
-    let names = snapshots.as_array().into_iter().flatten().filter_map(|snap| snap["name"].as_str());
-    Ok(names.into_iter().any(|name| name.starts_with(".rbd-mirror.")))
+pub async fn has_sync_point(site: &Reader, spec: &str) -> Result<bool> {
+    let (_, header) = site.open(spec).await?;
+    Ok(header.snapshots.values().any(is_sync_point))
 }
 
 /// Waits until neither image has a sync point any more.
-pub async fn wait_pruned(sides: [&Cluster; 2], spec: &str) -> Result<()> {
-    for cluster in sides {
-        let what = format!("the sync points of {spec} at {} to be removed", cluster.name());
-        wait::until(&what, LIMIT, || async {
-            let list = cluster.rbd_json(&["snap", "ls", spec]).await?;
-            let named =
-                |snap: &Value| snap["name"].as_str().is_some_and(|name| name.starts_with(".rbd-mirror."));
-            Ok((!list.as_array().is_some_and(|all| all.iter().any(named))).then_some(()))
-        })
-        .await?;
+pub async fn wait_pruned(stage: &Stage, spec: &str) -> Result<()> {
+    for (site, name) in [(&stage.a, stage.clusters.a.name()), (&stage.b, stage.clusters.b.name())] {
+        let what = format!("the sync points of {spec} at {name} to be removed");
+        until(&what, async || Ok(!has_sync_point(site, spec).await?)).await?;
     }
     Ok(())
+}
+
+fn is_sync_point(snapshot: &Snapshot) -> bool {
+    snapshot.name.starts_with(".rbd-mirror.")
 }
 
 /// The user snapshots of an image, sync points not counted.
 fn user_snapshots(header: &ImageHeader) -> impl Iterator<Item = &Snapshot> {
     let all = header.snapshots.values();
-    all.filter(|s| s.namespace == SnapshotNamespace::User && !s.name.starts_with(".rbd-mirror."))
+    all.filter(|s| s.namespace == SnapshotNamespace::User && !is_sync_point(s))
 }
 
 /// Two images have the same content at their heads and at each user snapshot, and the same user snapshots.
