@@ -42,8 +42,10 @@ use crate::watch::JournalWatch;
 
 /// How long a change waits for watchers to acknowledge its notification.
 pub const NOTIFY_TIMEOUT: Duration = Duration::from_secs(5);
-/// After so long the cluster forgets a silent watcher: librados' default, as Ceph's journals use it.
-const WATCH_TIMEOUT: Duration = Duration::from_secs(30);
+/// After so long the cluster forgets a silent watcher, to whom librados looks every 5 s. Not the 30 s of Ceph's journals:
+/// whoever changes the metadata waits for a watcher that was killed until it is forgotten, and so does a primary whose lock
+/// moves to another client, or whose snapshot or resize is asked for by one.
+const WATCH_TIMEOUT: Duration = Duration::from_secs(10);
 /// Orders that a journal may have.
 pub const ORDERS: std::ops::RangeInclusive<u8> = 12..=26;
 /// Entries asked for at once when something is listed.

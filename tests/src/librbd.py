@@ -4,14 +4,22 @@
     discard OFFSET LENGTH       zeroes OFFSET LENGTH        flush
     lock (and give the lock to nobody who asks for it)
     burst COUNT LENGTH DEPTH SEED SIZE
+    rollback SNAPSHOT           crowd WRITERS ROUNDS LENGTH SEED                disperse
 
 Each is answered by a line with what librbd returned: a length, 0, or a negated errno. A burst writes random bytes at
 random multiples of LENGTH below SIZE, so many at once, without a flush.
+
+A crowd is so many threads that write at once from here on, each within LENGTH bytes of its own, one thing after the other
+and each kind of thing once in a round. It may be that the image is too short meanwhile. It disperses when it is done; the
+answer is how often the rarest kind of write came about.
 """
 
+import collections
 import ctypes
+import errno
 import random
 import sys
+import threading
 
 conf, pool, namespace, name = sys.argv[1:]
 rados = ctypes.CDLL("librados.so.2")
@@ -52,6 +60,74 @@ def burst(image, count, length, depth, seed, size):
     return worst
 
 
+BLOCK = 4096
+
+
+def hexadecimal(chance, length):
+    return chance.getrandbits(length * 8).to_bytes(length, "little").hex()
+
+
+def things_to_do(chance, start, blocks):
+    """What a writer of a crowd does in a round: commands, and what each counts as."""
+
+    def place(most=1):
+        length = chance.randrange(1, most + 1)
+        return start + chance.randrange(blocks - length + 1) * BLOCK, length * BLOCK
+
+    things = []
+    for _ in range(4):
+        things.append(("random", "write %d %s" % (place()[0], hexadecimal(chance, BLOCK))))
+    # One after the other, and across objects.
+    offset, length = place(32)
+    for part in range(0, length, BLOCK):
+        things.append(("sequential", "write %d %s" % (offset + part, hexadecimal(chance, BLOCK))))
+    offset, _ = place()
+    ragged = min(offset + chance.randrange(BLOCK), start + (blocks - 1) * BLOCK)
+    things.append(("ragged", "write %d %s" % (ragged, hexadecimal(chance, chance.randrange(1, BLOCK)))))
+    things.append(("discard", "discard %d %d" % place(80)))
+    things.append(("zeroes", "zeroes %d %d" % place(40)))
+    things.append(("same", "same %d %d %s" % (*place(16), hexadecimal(chance, 512))))
+    # librbd compares a sector, no more.
+    offset, there, new = place()[0], hexadecimal(chance, 512), hexadecimal(chance, 512)
+    things.append(("random", "write %d %s" % (offset, there)))
+    things.append(("compare", "compare %d %s %s" % (offset, there, new)))
+    things.append(("mismatch", "compare %d %s %s" % (offset, there, new)))
+    things.append(("flush", "flush"))
+    return things
+
+
+class Crowd:
+    def __init__(self, image, writers, rounds, length, seed):
+        self.counts, self.wrong = collections.Counter(), []
+
+        def write(number):
+            chance = random.Random("%d of crowd %d" % (number, seed))
+            for _ in range(rounds):
+                for kind, command in things_to_do(chance, number * length, length // BLOCK):
+                    verb, *words = command.split()
+                    self.count(kind, run(image, verb, words))
+
+        self.threads = [threading.Thread(target=write, args=(number,)) for number in range(writers)]
+        for thread in self.threads:
+            thread.start()
+
+    def count(self, kind, result):
+        if (result == -errno.EILSEQ) if kind == "mismatch" else (result >= 0):
+            self.counts[kind] += 1
+        # Beyond the end, while the image is short; or somebody changed the block in between.
+        elif result < 0 and result not in (-errno.EINVAL, -errno.EILSEQ):
+            self.wrong.append(result)
+
+    def disperse(self):
+        for thread in self.threads:
+            thread.join()
+        kinds = {kind for kind, _ in things_to_do(random.Random(0), 0, 128)}
+        return min(self.wrong) if self.wrong else min(self.counts[kind] for kind in kinds)
+
+
+crowds = []
+
+
 def run(image, command, words):
     if command == "write":
         data = bytes.fromhex(words[1])
@@ -74,6 +150,13 @@ def run(image, command, words):
         return rbd.rbd_lock_acquire(image, 0)  # RBD_LOCK_MODE_EXCLUSIVE
     if command == "burst":
         return burst(image, *map(int, words))
+    if command == "rollback":
+        return rbd.rbd_snap_rollback(image, words[0].encode())
+    if command == "crowd":
+        crowds.append(Crowd(image, *map(int, words)))
+        return 0
+    if command == "disperse":
+        return crowds.pop().disperse()
     sys.exit("there is no command " + command)
 
 

@@ -5,6 +5,7 @@ mod away;
 mod broken;
 mod copies;
 mod crashes;
+mod crowd;
 mod damage;
 mod disconnect;
 mod failover;

@@ -127,6 +127,8 @@ pub async fn expect_same(from: &Reader, to: &Reader, spec: &str) -> Result<()> {
         public.map(|(key, value)| (key.clone(), value.clone())).collect::<BTreeSet<_>>()
     };
     ensure!(metadata(&primary_header) == metadata(&copy_header), "{spec} has other metadata than its copy");
+    let limits = (primary_header.snapshot_limit, copy_header.snapshot_limit);
+    ensure!(limits.0 == limits.1, "{spec} and its copy have the snapshot limits {limits:?}");
     ensure!(
         (primary_header.features.without(Features::INTERNAL), primary_header.parent.is_some())
             == (copy_header.features.without(Features::INTERNAL), copy_header.parent.is_some()),
