@@ -31,6 +31,8 @@ struct Burst {
     cpu: Measure,
     osd_cpu: Measure,
     writing: Measure,
+    /// What the primary takes while nobody copies.
+    alone: Measure,
     backlog: Measure,
 }
 
@@ -50,6 +52,7 @@ const BURSTS: [Burst; 2] = [
         cpu: Measure { name: "  CPU per event", unit: "µs", target: Target::RatioAtMost(1.0 / 3.0) },
         osd_cpu: Measure { name: "  CPU of the OSDs per event", unit: "µs", target: Target::Told },
         writing: Measure { name: "  what the primary took", unit: "writes/s", target: Target::Told },
+        alone: Measure { name: "  what it takes with no daemon", unit: "writes/s", target: Target::Told },
         backlog: Measure {
             name: "  all written before the daemon starts",
             unit: "events/s",
@@ -70,6 +73,7 @@ const BURSTS: [Burst; 2] = [
         cpu: Measure { name: "  its CPU per event", unit: "µs", target: Target::Told },
         osd_cpu: Measure { name: "  its CPU of the OSDs per event", unit: "µs", target: Target::Told },
         writing: Measure { name: "  what the primary took of it", unit: "MiB/s", target: Target::Told },
+        alone: Measure { name: "  what it takes of it with no daemon", unit: "MiB/s", target: Target::Told },
         backlog: Measure {
             name: "  all of it written before the daemon starts",
             unit: "MiB/s",
@@ -100,6 +104,11 @@ const FLUSHED: [Burst; 2] = [
             unit: "writes/s",
             target: Target::Told,
         },
+        alone: Measure {
+            name: "  what it takes of them with no daemon",
+            unit: "writes/s",
+            target: Target::Told,
+        },
         backlog: Measure {
             name: "  flushed writes before the daemon starts",
             unit: "writes/s",
@@ -121,6 +130,11 @@ const FLUSHED: [Burst; 2] = [
         osd_cpu: Measure { name: "  CPU of the OSDs, 16 at a time", unit: "µs", target: Target::Told },
         writing: Measure {
             name: "  what the primary took, 16 at a time",
+            unit: "writes/s",
+            target: Target::Told,
+        },
+        alone: Measure {
+            name: "  what it takes, 16 at a time, no daemon",
             unit: "writes/s",
             target: Target::Told,
         },
@@ -172,7 +186,8 @@ async fn live(ground: &Ground, results: &mut Results, turn: &Turn<'_>, bursts: &
 async fn backlogs(ground: &Ground, results: &mut Results, bursts: &[Burst]) -> Result<()> {
     for who in Who::alternate(1) {
         for burst in bursts {
-            let Written { newest, .. } = write(ground, burst).await?;
+            let Written { took_s, newest } = write(ground, burst).await?;
+            results.add(burst.alone, who, burst.amount() / took_s);
             let turn = Turn::launch(ground, who).await?;
             let equal = turn.explain(arrival::equals_primary(ground, IMAGE, &newest, LARGE_LIMIT).await)?;
             turn.explain(verify(ground, IMAGE).await)?;
