@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use rados::error::ResultExt;
-use rados::{ConnectOptions, Extent, SnapId};
+use rados::{ConnectOptions, Extent, ReadOp, ReadSub, SnapId};
 use rbd::header::ImageHeader;
 use rbd::image::Image;
 use tests::Cluster;
@@ -43,6 +43,22 @@ impl Reader {
         self.cluster.wait_for_latest_osdmap().await?;
         let pool = self.cluster.pool_by_name(pool).await?;
         Ok(Image::open_by_name(&self.cluster.namespace(pool, namespace), name).await?)
+    }
+}
+
+impl Reader {
+    /// The versions of the objects that hold a range of an image. A version changes with every write to its object.
+    pub async fn versions(&self, spec: &str, range: std::ops::Range<u64>) -> Result<Vec<Option<u64>>> {
+        let (image, _) = self.open(spec).await?;
+        let extents = image.layout().object_extents(Extent::new(range.start, range.end - range.start));
+        let versions = extents.into_iter().map(|extent| {
+            let (image, op) = (&image, ReadOp::new(image.data_object(extent.object)).with(ReadSub::Stat));
+            async move {
+                let reply = image.data_ioctx().read(op).await.optional()?;
+                Ok(reply.map(|reply| reply.version))
+            }
+        });
+        futures::stream::iter(versions).buffered(OBJECTS_IN_FLIGHT).try_collect().await
     }
 }
 

@@ -148,10 +148,11 @@ async fn split_brain_is_detected_and_resync_mends_it() -> Result<()> {
 
     b.rbd(&["mirror", "image", "promote", "--force", &spec]).await?;
     stage.state(b, "image", "up+stopped").await?;
-    b.apply(&spec, Extents::default().random(&scattered(2, 30, 0..64 * MIB))).await?;
+    let (astray, untouched) = (0..32 * MIB, 32 * MIB..64 * MIB);
+    b.apply(&spec, Extents::default().random(&scattered(2, 30, astray.clone()))).await?;
     b.snap_create(&format!("{spec}@astray")).await?;
     let diverged = b.sha256(&spec).await?;
-    a.apply(&spec, Extents::default().random(&scattered(3, 30, 0..64 * MIB))).await?;
+    a.apply(&spec, Extents::default().random(&scattered(3, 30, astray))).await?;
     a.mirror_snapshot(&spec).await?;
     b.rbd(&["mirror", "image", "demote", &spec]).await?;
     let status = stage.state(b, "image", "up+error").await?;
@@ -161,11 +162,14 @@ async fn split_brain_is_detected_and_resync_mends_it() -> Result<()> {
         "something was written to an image with a history of its own"
     );
 
+    let versions = stage.b.versions(&spec, untouched.clone()).await?;
     b.rbd(&["mirror", "image", "resync", &spec]).await?;
     let newest = a.newest_primary_snapshot(&spec).await?;
     stage.arrived("image", newest).await?;
     stage.state(b, "image", "up+replaying").await?;
     ensure!(image_id(b, &spec).await? == id, "a resync made the image anew");
+    let resynced = stage.b.versions(&spec, untouched).await?;
+    ensure!(resynced == versions, "a resync wrote to what had not gone astray: {versions:?}, {resynced:?}");
     stage.sync("image").await?;
 
     // Once more: the other site is lost where a round begins, which reads from it with the lock held.

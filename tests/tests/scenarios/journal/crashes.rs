@@ -31,7 +31,9 @@ async fn killed_at_any_instant() -> Result<()> {
         a.apply(&spec, Extents::default().random(&scattered(3, 300, 0..SIZE))).await?;
         stage.enable_journal(name).await?;
     }
-    for seed in 0..5_u64 {
+    let daemon = stage.daemon(b).await?;
+    stage.kill_amid_copy(daemon, "small-objects", SIZE).await?;
+    for seed in 0..4_u64 {
         let mut daemon = stage.daemon(b).await?;
         tokio::time::sleep(Duration::from_millis(150 + seed * 170)).await;
         daemon.kill(tests::Signal::SIGKILL);

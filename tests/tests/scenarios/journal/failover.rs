@@ -3,15 +3,14 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use tests::{Cluster, Extents};
+use tests::Extents;
 
 use super::prefix::promote_and_use;
 use super::stage::{expect_same, wait_replayed};
 use crate::common::{LIMIT, MIB, Stage, scattered, until};
-use crate::content::Reader;
 use crate::failover::image_id;
 
-const SIZE: u64 = 32 * MIB;
+pub(super) const SIZE: u64 = 32 * MIB;
 
 /// There and back again, with writes and user snapshots on whichever side is primary; nothing is ever copied anew.
 #[tokio::test(flavor = "multi_thread")]
@@ -26,31 +25,36 @@ async fn planned_failover_and_failback_in_a_loop() -> Result<()> {
     stage.state(b, "image", "up+replaying").await?;
     stage.replayed("image").await?;
     let id = image_id(b, &spec).await?;
-
-    let sides: [(&Cluster, &Reader); 2] = [(a, &stage.a), (b, &stage.b)];
-    for turn in 0..5_usize {
-        let ((from, from_reader), (to, to_reader)) = (sides[turn % 2], sides[(turn + 1) % 2]);
-        let writes = scattered(turn as u64, 40, 0..SIZE);
-        from.apply(&spec, Extents::default().random(&writes).zeroes(turn as u64 * MIB, 8192)).await?;
-        from.snap_create(&format!("{spec}@turn-{turn}")).await?;
-        from.apply(&spec, Extents::default().random(&scattered(50 + turn as u64, 40, 0..SIZE))).await?;
-        from.rbd(&["mirror", "image", "demote", &spec]).await?;
-        until("the copy to be promotable", async || {
-            Ok(to.rbd(&["mirror", "image", "promote", &spec]).await.is_ok())
-        })
-        .await
-        .with_context(|| format!("turn {turn}"))?;
-        expect_same(from_reader, to_reader, &spec).await.with_context(|| format!("turn {turn}"))?;
-        to.apply(&spec, Extents::default().random(&scattered(90 + turn as u64, 20, 0..SIZE))).await?;
-        from.wait_mirror_state(&spec, "up+replaying", LIMIT).await.with_context(|| format!("turn {turn}"))?;
-        wait_replayed(to, from, &spec).await.with_context(|| format!("turn {turn}, back"))?;
-        expect_same(to_reader, from_reader, &spec).await.with_context(|| format!("turn {turn}, back"))?;
-    }
+    there_and_back(&stage, &spec, 5).await?;
     ensure!(image_id(b, &spec).await? == id, "the copy was made anew");
     for daemon in &mut daemons {
         daemon.stop(LIMIT).await?;
     }
     stage.strike().await
+}
+
+/// Relocates an image so many times in order, beginning at `a`, where it is primary.
+pub(super) async fn there_and_back(stage: &Stage, spec: &str, turns: usize) -> Result<()> {
+    let sides = [(&stage.clusters.a, &stage.a), (&stage.clusters.b, &stage.b)];
+    for turn in 0..turns {
+        let ((from, from_reader), (to, to_reader)) = (sides[turn % 2], sides[(turn + 1) % 2]);
+        let writes = scattered(turn as u64, 40, 0..SIZE);
+        from.apply(spec, Extents::default().random(&writes).zeroes(turn as u64 * MIB, 8192)).await?;
+        from.snap_create(&format!("{spec}@turn-{turn}")).await?;
+        from.apply(spec, Extents::default().random(&scattered(50 + turn as u64, 40, 0..SIZE))).await?;
+        from.rbd(&["mirror", "image", "demote", spec]).await?;
+        until("the copy to be promotable", async || {
+            Ok(to.rbd(&["mirror", "image", "promote", spec]).await.is_ok())
+        })
+        .await
+        .with_context(|| format!("turn {turn}"))?;
+        expect_same(from_reader, to_reader, spec).await.with_context(|| format!("turn {turn}"))?;
+        to.apply(spec, Extents::default().random(&scattered(90 + turn as u64, 20, 0..SIZE))).await?;
+        from.wait_mirror_state(spec, "up+replaying", LIMIT).await.with_context(|| format!("turn {turn}"))?;
+        wait_replayed(to, from, spec).await.with_context(|| format!("turn {turn}, back"))?;
+        expect_same(to_reader, from_reader, spec).await.with_context(|| format!("turn {turn}, back"))?;
+    }
+    Ok(())
 }
 
 /// Both sides primary: reported, nothing written. After demote and resync the copy keeps its id and follows again.
@@ -62,7 +66,9 @@ async fn split_brain_is_detected_and_resync_mends_it() -> Result<()> {
     stage.create_journalled("image", SIZE, &[]).await?;
     a.apply(&spec, Extents::default().fill(0, SIZE, 1)).await?;
     a.snap_create(&format!("{spec}@before")).await?;
-    a.apply(&spec, Extents::default().random(&scattered(8, 100, 0..SIZE))).await?;
+    // What changed between two snapshots is copied in any case: those of the copy are made anew.
+    let (astray, untouched) = (0..SIZE / 2, SIZE / 2..SIZE);
+    a.apply(&spec, Extents::default().random(&scattered(8, 100, astray.clone()))).await?;
     let mut daemons = [stage.daemon(a).await?, stage.daemon(b).await?];
     stage.enable_journal("image").await?;
     stage.state(b, "image", "up+replaying").await?;
@@ -71,10 +77,10 @@ async fn split_brain_is_detected_and_resync_mends_it() -> Result<()> {
 
     b.rbd(&["mirror", "image", "promote", "--force", &spec]).await?;
     stage.state(b, "image", "up+stopped").await?;
-    b.apply(&spec, Extents::default().random(&scattered(2, 30, 0..SIZE)).zeroes(MIB, 7 * MIB)).await?;
+    b.apply(&spec, Extents::default().random(&scattered(2, 30, astray.clone())).zeroes(MIB, 7 * MIB)).await?;
     b.snap_create(&format!("{spec}@astray")).await?;
     b.resize(&spec, SIZE + 9 * MIB).await?;
-    a.apply(&spec, Extents::default().random(&scattered(3, 30, 0..SIZE))).await?;
+    a.apply(&spec, Extents::default().random(&scattered(3, 30, astray))).await?;
     b.rbd(&["mirror", "image", "demote", &spec]).await?;
     let diverged = b.sha256(&spec).await?;
     let status = stage.state(b, "image", "up+error").await?;
@@ -84,10 +90,13 @@ async fn split_brain_is_detected_and_resync_mends_it() -> Result<()> {
         "something was written to an image with a history of its own"
     );
 
+    let versions = stage.b.versions(&spec, untouched.clone()).await?;
     b.rbd(&["mirror", "image", "resync", &spec]).await?;
     stage.state(b, "image", "up+replaying").await?;
     stage.replayed("image").await?;
     ensure!(image_id(b, &spec).await? == id, "a resync made the image anew");
+    let resynced = stage.b.versions(&spec, untouched).await?;
+    ensure!(resynced == versions, "a resync wrote to what had not gone astray: {versions:?}, {resynced:?}");
     a.apply(&spec, Extents::default().random(&scattered(4, 30, 0..SIZE))).await?;
     stage.replayed("image").await?;
 

@@ -7,7 +7,7 @@ use rados::SnapId;
 use rbd::header::ImageHeader;
 use rbd::{Features, Snapshot, SnapshotNamespace};
 use serde_json::Value;
-use tests::{Cluster, wait};
+use tests::{Cluster, MirrorDaemon, Signal, wait};
 
 use crate::common::{LIMIT, Stage, until};
 use crate::content::{self, Reader};
@@ -30,6 +30,20 @@ impl Stage {
     /// Enables journal mirroring of an image of `a`.
     pub async fn enable_journal(&self, image: &str) -> Result<()> {
         self.clusters.a.rbd(&["mirror", "image", "enable", &self.spec(image), "journal"]).await?;
+        Ok(())
+    }
+
+    /// Kills the daemon at `b` in the midst of the first copy of a full image: some of its objects are there, others not.
+    pub async fn kill_amid_copy(&self, mut daemon: MirrorDaemon, image: &str, size: u64) -> Result<()> {
+        let spec = self.spec(image);
+        let under_way = async || -> Result<bool> {
+            let Ok(versions) = self.b.versions(&spec, 0..size).await else { return Ok(false) };
+            Ok(versions.iter().any(Option::is_some) && versions.iter().any(Option::is_none))
+        };
+        until("a first copy to be under way", &under_way).await?;
+        daemon.kill(Signal::SIGKILL);
+        daemon.wait(LIMIT).await?;
+        ensure!(under_way().await?, "the first copy of {spec} was over before the daemon was killed");
         Ok(())
     }
 
