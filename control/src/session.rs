@@ -8,8 +8,6 @@
 //!
 //! Reference: `src/librbd/Operations.cc` (`C_InvokeAsyncRequest`).
 
-use std::time::Duration;
-
 use journal::image_journal::ImageJournal;
 use rados::error::ResultExt;
 use rados::{Error, Result, SnapId};
@@ -24,9 +22,6 @@ use rbd::{Features, Image, ImageHeader, directory};
 use crate::info::{info, journal_role, snapshot_role};
 use crate::pool::Pool;
 use crate::report::{ImageInfo, Role};
-
-/// How long the cluster remembers a silent watcher: librbd's value.
-const WATCH_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An open image.
 pub(crate) struct Session {
@@ -64,7 +59,6 @@ impl Session {
             policy: RequestPolicy::HandOver,
             // Not known yet.
             object_map: false,
-            watch_timeout: WATCH_TIMEOUT,
         };
         let lock = ExclusiveLock::open(pool.ioctx(), id, options).await?;
         let header = match ImageHeader::read(pool.ioctx(), id).await {

@@ -34,6 +34,7 @@ use rados::encoding::{Decode, Decoder, Encode, Encoder};
 use rados::error::ResultExt;
 use rados::{Error, IoCtx, PoolId, ReadAnswer, ReadOp, ReadSub, Result, SnapId, WriteOp};
 use rbd::ImageId;
+use rbd::watch_notify::WATCH_TIMEOUT;
 
 use crate::types::{
     Client, ClientData, ClientState, CommitPosition, JournalObject, ObjectSet, Tag, TagClass, TagData, TagTid,
@@ -42,10 +43,6 @@ use crate::watch::JournalWatch;
 
 /// How long a change waits for watchers to acknowledge its notification.
 pub const NOTIFY_TIMEOUT: Duration = Duration::from_secs(5);
-/// After so long the cluster forgets a silent watcher, to whom librados looks every 5 s. Not the 30 s of Ceph's journals:
-/// whoever changes the metadata waits for a watcher that was killed until it is forgotten, and so does a primary whose lock
-/// moves to another client, or whose snapshot or resize is asked for by one.
-const WATCH_TIMEOUT: Duration = Duration::from_secs(10);
 /// Orders that a journal may have.
 pub const ORDERS: std::ops::RangeInclusive<u8> = 12..=26;
 /// Entries asked for at once when something is listed.

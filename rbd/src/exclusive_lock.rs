@@ -62,17 +62,11 @@ pub struct LockOptions {
     pub policy: RequestPolicy,
     /// Lock the object map, too: the image has the feature.
     pub object_map: bool,
-    /// Silence after which the cluster takes us for dead.
-    pub watch_timeout: Duration,
 }
 
 impl Default for LockOptions {
     fn default() -> Self {
-        LockOptions {
-            policy: RequestPolicy::HandOver,
-            object_map: true,
-            watch_timeout: Duration::from_secs(30),
-        }
+        LockOptions { policy: RequestPolicy::HandOver, object_map: true }
     }
 }
 
@@ -152,7 +146,7 @@ impl ExclusiveLock {
     /// Watches the header of `image`, which lies in `ioctx`. The lock is not taken yet. ENOENT when there is no such
     /// image. Must be called within a tokio runtime.
     pub async fn open(ioctx: &IoCtx, image: &ImageId, options: LockOptions) -> Result<ExclusiveLock> {
-        let header = HeaderWatch::new(ioctx, image, options.watch_timeout).await?;
+        let header = HeaderWatch::new(ioctx, image).await?;
         let (commands, inbox) = mpsc::unbounded_channel();
         let (publish, report) = watch::channel(LockReport {
             state: LockState::Unlocked,

@@ -47,6 +47,13 @@ pub use watch::{HeaderEvent, HeaderWatch, Responder};
 /// How long a notification waits for answers: librbd's value.
 pub const NOTIFY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// For how long a cluster remembers a watcher that was killed or cut off. librados gives a sign of life every 5 s.
+///
+/// Less than librbd's 30 s, because others wait for us so long: a primary whose lock changes hands or whose snapshot is
+/// asked for by another client, which tells the watchers of its journal; a promotion; the next daemon. A watch that a slow
+/// cluster takes away from the living is registered anew, and what was missed is read.
+pub const WATCH_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Flags of [`Operation::SnapCreate`] (`SNAP_CREATE_FLAG_*`).
 pub mod snap_create_flags {
     /// Leave the object maps alone.

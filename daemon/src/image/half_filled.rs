@@ -22,8 +22,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::bootstrap::{Role, role};
 
-/// How long the cluster remembers us as a silent watcher.
-const WATCH_TIMEOUT: Duration = Duration::from_secs(30);
 /// The pause before another attempt, when the owner of the lock could not do it.
 const RETRY_PAUSE: Duration = Duration::from_secs(10);
 
@@ -59,11 +57,7 @@ async fn try_to_remove(image: &Image, cancel: &CancellationToken) -> Result<()> 
     if !features.has(Features::EXCLUSIVE_LOCK) {
         return remove_here(image).await;
     }
-    let options = LockOptions {
-        object_map: features.has(Features::OBJECT_MAP),
-        watch_timeout: WATCH_TIMEOUT,
-        ..LockOptions::default()
-    };
+    let options = LockOptions { object_map: features.has(Features::OBJECT_MAP), ..LockOptions::default() };
     let lock = ExclusiveLock::open(image.header_ioctx(), image.id(), options).await?;
     let removed = match lock.try_acquire().await {
         Ok(true) => remove_here(image).await,

@@ -14,14 +14,12 @@ use super::half_filled::{self, half_filled};
 use super::{Attempt, ImageContext};
 use crate::report::Report;
 
-/// How long the cluster remembers a silent watcher: librbd's value.
-const WATCH_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often it is looked at although nobody announced a change.
 const CHECK_INTERVAL: Duration = Duration::from_secs(300);
 
 /// Waits until the image is no longer primary.
 pub(super) async fn watch(ctx: &ImageContext, image: &OpenImage) -> Result<Attempt> {
-    let mut watch = HeaderWatch::new(&ctx.local, image.image.id(), WATCH_TIMEOUT).await?;
+    let mut watch = HeaderWatch::new(&ctx.local, image.image.id()).await?;
     ctx.publish(Report::new(StatusState::Stopped, "local image is primary"), image.image.name());
     let stop = ctx.cancel.child_token();
     let _stopped = stop.clone().drop_guard();

@@ -3,8 +3,6 @@
 //! Whoever notifies the header on the primary's side waits until every watcher has answered: answers must not wait for
 //! what the session is doing.
 
-use std::time::Duration;
-
 use rados::{IoCtx, Result};
 use rbd::ImageId;
 use rbd::watch_notify::{HeaderEvent, HeaderWatch};
@@ -22,8 +20,8 @@ pub struct RemoteWatch {
 
 impl RemoteWatch {
     /// Watches the header of `image`. ENOENT when there is no such image.
-    pub async fn open(ioctx: &IoCtx, image: &ImageId, timeout: Duration) -> Result<RemoteWatch> {
-        let watch = HeaderWatch::new(ioctx, image, timeout).await?;
+    pub async fn open(ioctx: &IoCtx, image: &ImageId) -> Result<RemoteWatch> {
+        let watch = HeaderWatch::new(ioctx, image).await?;
         let (publish, heard) = watch::channel(0);
         let stop = CancellationToken::new();
         let task = tokio::spawn(listen(watch, image.clone(), publish, stop.clone()));

@@ -34,8 +34,6 @@ use super::remote_watch::RemoteWatch;
 use super::status::Progress;
 use crate::report::Report;
 
-/// How long the clusters remember a silent watcher: librbd's value.
-const WATCH_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often an idle image is looked at although nobody announced a change.
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(300);
 /// How often an image that is waited for is looked at.
@@ -86,12 +84,11 @@ impl<'a> Session<'a> {
     ) -> Result<Self> {
         let options = LockOptions {
             object_map: local.header.features.has(Features::OBJECT_MAP),
-            watch_timeout: WATCH_TIMEOUT,
             ..LockOptions::default()
         };
         let lock = ExclusiveLock::open(&ctx.local, local.image.id(), options).await?;
         lifeline.sever_when_wanted(&local.image, lock.report());
-        let remote_watch = RemoteWatch::open(&ctx.remote, remote.image.id(), WATCH_TIMEOUT).await?;
+        let remote_watch = RemoteWatch::open(&ctx.remote, remote.image.id()).await?;
         // What changed before the watches were there was not announced to them.
         local.refresh().await?;
         let mut session = Session {

@@ -3,13 +3,9 @@
 //! The same watch makes the statuses that we write there count as `up`.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use rados::{ErrorClass, IoCtx, Result};
 use rbd::mirroring::{Mirroring, MirroringEvent, MirroringNotification, MirroringWatch};
-
-/// The cluster forgets a silent watcher after this time (`osd_client_watch_timeout`).
-const WATCH_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One side.
 pub struct Side {
@@ -49,7 +45,7 @@ impl Side {
         let begun = self.watch.is_none();
         if begun {
             self.mirroring.status_remove_down().await?;
-            match self.mirroring.watch(WATCH_TIMEOUT).await {
+            match self.mirroring.watch().await {
                 Ok(watch) => self.watch = Some(watch),
                 Err(e) if e.is_not_found() => {
                     self.images.clear();

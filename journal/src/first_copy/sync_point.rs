@@ -7,8 +7,6 @@
 //!
 //! Reference: `src/tools/rbd_mirror/image_sync/` (`SyncPointCreateRequest.cc`, `SyncPointPruneRequest.cc`, `Utils.cc`).
 
-use std::time::Duration;
-
 use deep_copy::ids::SnapIds;
 use rados::{Error, Result, SnapId};
 use rbd::exclusive_lock::{Delegated, ExclusiveLock, LockOptions};
@@ -24,9 +22,6 @@ use crate::types::{ClientData, CommitPosition, MirrorPeer, SyncPoint};
 
 /// `SNAP_CREATE_FLAG_SKIP_NOTIFY_QUIESCE`: nobody's file systems are frozen for it.
 const SKIP_QUIESCE: u64 = 1;
-/// How long the remote cluster remembers us as a silent watcher. The lock is held for moments only, and should we die with
-/// it, it is soon free again.
-const WATCH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the names of a site's sync points start with.
 pub fn name_prefix(local_mirror_uuid: &str) -> String {
@@ -208,7 +203,6 @@ impl Source<'_> {
     async fn lock(&self) -> Result<ExclusiveLock> {
         let options = LockOptions {
             object_map: self.image.header.features.has(Features::OBJECT_MAP),
-            watch_timeout: WATCH_TIMEOUT,
             ..LockOptions::default()
         };
         ExclusiveLock::open(self.image.image.header_ioctx(), self.image.image.id(), options).await

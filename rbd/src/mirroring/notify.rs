@@ -14,8 +14,6 @@
 //! Reference: `src/librbd/MirroringWatcher.cc`, `src/librbd/mirroring_watcher/Types.cc`,
 //! `src/tools/rbd_mirror/MirrorStatusWatcher.cc`.
 
-use std::time::Duration;
-
 use rados::encoding::{Decode, DecodeError, Decoder, Encode, Encoder};
 use rados::error::ResultExt;
 use rados::{Error, IoCtx, Result, Watch, WatchEvent};
@@ -23,7 +21,7 @@ use rados::{Error, IoCtx, Result, Watch, WatchEvent};
 use super::types::{GlobalImageId, MirrorImageState, MirrorMode};
 use super::{MIRRORING_OBJECT, Mirroring};
 use crate::types::ImageId;
-use crate::watch_notify::NOTIFY_TIMEOUT;
+use crate::watch_notify::{NOTIFY_TIMEOUT, WATCH_TIMEOUT};
 
 /// What changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,10 +113,9 @@ impl MirroringWatch {
 }
 
 impl Mirroring {
-    /// Watches for changes. ENOENT when mirroring was never enabled here. The cluster forgets a silent watcher after
-    /// `timeout`.
-    pub async fn watch(&self, timeout: Duration) -> Result<MirroringWatch> {
-        let watch = self.ioctx().watch(MIRRORING_OBJECT, timeout).await;
+    /// Watches for changes. ENOENT when mirroring was never enabled here.
+    pub async fn watch(&self) -> Result<MirroringWatch> {
+        let watch = self.ioctx().watch(MIRRORING_OBJECT, WATCH_TIMEOUT).await;
         Ok(MirroringWatch { watch: watch.context("cannot watch for changes of mirroring")? })
     }
 

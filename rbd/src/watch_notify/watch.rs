@@ -13,13 +13,11 @@
 //!
 //! Reference: `src/librbd/ImageWatcher.cc`.
 
-use std::time::Duration;
-
 use rados::encoding::Encode;
 use rados::error::ResultExt;
 use rados::{Error, IoCtx, NotifyAnswer, Result, Watch, WatchEvent};
 
-use super::{AsyncRequestId, ClientId, Notification, Operation, Response};
+use super::{AsyncRequestId, ClientId, Notification, Operation, Response, WATCH_TIMEOUT};
 use crate::layout::header_object;
 use crate::types::ImageId;
 
@@ -92,10 +90,9 @@ pub struct HeaderWatch {
 }
 
 impl HeaderWatch {
-    /// Watches the header of `image`, which lies in `ioctx`. ENOENT when there is no such image. The cluster forgets a
-    /// silent watcher after `timeout`.
-    pub async fn new(ioctx: &IoCtx, image: &ImageId, timeout: Duration) -> Result<HeaderWatch> {
-        let watch = ioctx.watch(&header_object(image), timeout).await;
+    /// Watches the header of `image`, which lies in `ioctx`. ENOENT when there is no such image.
+    pub async fn new(ioctx: &IoCtx, image: &ImageId) -> Result<HeaderWatch> {
+        let watch = ioctx.watch(&header_object(image), WATCH_TIMEOUT).await;
         let watch = watch.context(format!("cannot watch the header of image {image}"))?;
         Ok(HeaderWatch { watch, gid: ioctx.backend().instance_id(), image: image.clone() })
     }

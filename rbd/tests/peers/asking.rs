@@ -103,7 +103,7 @@ pub async fn what_stock_clients_say_is_understood(world: &World) -> Result<()> {
     let image = world.id("overheard").await?;
     let snapshot = |snap: &str| format!("{name}@{snap}");
     world.stock.snap_create(&snapshot("s")).await?;
-    let mut watch = HeaderWatch::new(&world.pool, &image, LIMIT).await?;
+    let mut watch = HeaderWatch::new(&world.pool, &image).await?;
     let listener = tokio::spawn(async move {
         let mut heard = Vec::new();
         while let Some(event) = watch.next().await {

@@ -112,7 +112,7 @@ pub async fn images_agree_with_stock(world: &World) -> Result<()> {
 
 pub async fn changes_are_told_of(world: &World) -> Result<()> {
     let ours = world.mirroring().await?;
-    let mut watch = ours.watch(LIMIT).await?;
+    let mut watch = ours.watch().await?;
     let (tell, mut told) = mpsc::unbounded_channel();
     let listener = tokio::spawn(async move {
         while let Some(event) = watch.next().await {

@@ -1,6 +1,5 @@
 //! Statuses of images.
 
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rbd::mirroring::{MirrorPeer, PeerDirection, SiteStatus, StatusState};
@@ -11,7 +10,7 @@ use crate::world::{FAR_UUID, LIMIT, POOL, World, spec};
 pub async fn a_status_lives_with_its_watch(world: &World) -> Result<()> {
     let ours = world.mirroring().await?;
     let (_, global_id) = world.mirrored("status").await?;
-    let watch = ours.watch(Duration::from_secs(30)).await?;
+    let watch = ours.watch().await?;
     let description = r#"replaying, {"replay_state":"idle"}"#;
     ours.status_set(&global_id, &SiteStatus::new("", StatusState::Replaying, description)).await?;
     ours.status_set(&global_id, &SiteStatus::new(FAR_UUID, StatusState::Syncing, "copying")).await?;
@@ -45,7 +44,7 @@ pub async fn a_status_lives_with_its_watch(world: &World) -> Result<()> {
     ours.status_remove_down().await?;
     ensure!(ours.status(&global_id).await?.is_none(), "removed with its daemon");
 
-    let watch = ours.watch(Duration::from_secs(30)).await?;
+    let watch = ours.watch().await?;
     ours.status_set(&global_id, &SiteStatus::new("", StatusState::Error, "split-brain")).await?;
     ours.status_remove_down().await?;
     ensure!(ours.status(&global_id).await?.is_some(), "a live one stays");
@@ -58,7 +57,7 @@ pub async fn a_status_lives_with_its_watch(world: &World) -> Result<()> {
 pub async fn statuses_are_listed_and_summed_up(world: &World) -> Result<()> {
     let ours = world.mirroring().await?;
     let before = (ours.statuses().await?.len(), ours.status_summary(&[]).await?);
-    let mut watch = ours.watch(Duration::from_secs(30)).await?;
+    let mut watch = ours.watch().await?;
     let listener = tokio::spawn(async move { while watch.next().await.is_some() {} });
     let states = [StatusState::Replaying, StatusState::Replaying, StatusState::Error];
     for (number, state) in states.into_iter().enumerate() {

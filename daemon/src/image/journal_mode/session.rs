@@ -32,8 +32,6 @@ use crate::image::lifeline::Lifeline;
 use crate::image::{ImageContext, bootstrap};
 use crate::report::Report;
 
-/// How long the local cluster remembers a silent watcher: librbd's value.
-const WATCH_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often an image that is waited for is looked at.
 const WAITING_CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -97,7 +95,6 @@ impl<'a> Session<'a> {
         let options = LockOptions {
             policy: RequestPolicy::Refuse,
             object_map: local.image.header.features.has(Features::OBJECT_MAP),
-            watch_timeout: WATCH_TIMEOUT,
         };
         let (their_watch, lock) = try_join!(
             remote.journal.journal.watch(),

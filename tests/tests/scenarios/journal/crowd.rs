@@ -72,7 +72,7 @@ async fn maintain(
     a.resize(&spec, SIZE - PART / 2 - round * 4096).await?;
     a.snap_create(&snapshot("short")).await?;
     a.resize(&spec, SIZE).await?;
-    if round % 2 == 0 {
+    if round.is_multiple_of(2) {
         kill(daemon).await?;
     }
     a.rbd(&["snap", "limit", "set", &spec, "--limit", &(40 + round).to_string()]).await?;
@@ -82,7 +82,7 @@ async fn maintain(
     let rolled_back = client.run(&format!("rollback {round}-kept")).await?;
     ensure!(rolled_back == 0, "a rollback ended with {rolled_back}");
     a.snap_remove(&snapshot("gone")).await?;
-    if round % 2 == 0 {
+    if round.is_multiple_of(2) {
         *daemon = stage.daemon(b).await?;
     }
     a.rbd(&["feature", "disable", &spec, "fast-diff"]).await?;
