@@ -1,6 +1,5 @@
 //! Statuses of images.
 
-
 use anyhow::{Context, Result, ensure};
 use rbd::mirroring::{MirrorPeer, PeerDirection, SiteStatus, StatusState};
 use rbd::types::Timestamp;
