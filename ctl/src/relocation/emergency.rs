@@ -10,8 +10,9 @@ use std::time::Instant;
 use chrono::{DateTime, Utc};
 use control::{ContinuesFrom, Pool, Promotion, Role};
 use futures::StreamExt;
+use journal::first_copy::marker as copy_marker;
 use rados::SnapId;
-use rbd::mirroring::GlobalImageId;
+use rbd::mirroring::{GlobalImageId, MirrorImageMode, StatusState};
 use rbd::{Image, Timestamp};
 use serde_json::Value;
 use snapshot::point::read_point;
@@ -180,6 +181,14 @@ impl Emergency<'_> {
 /// Promotes an image, or tells what that would do. `None`: it is primary already.
 async fn one(pool: &Pool, facts: &SideFacts, dry_run: bool) -> rados::Result<Option<Promotion>> {
     let name = &facts.info.name;
+    if is_half_copied(pool, facts).await? {
+        let what = format!(
+            "cannot promote image '{}': its copy is half done, and the primary's disk was never in the state that this one is \
+             in; wait for the other site, or take it as it is with 'rbd-mirrorctl mirror image promote --force'",
+            targets::image_name(pool, name)
+        );
+        return Err(rados::Error::new(libc::EINVAL, what));
+    }
     if facts.info.role != Role::Primary {
         let promotion =
             if dry_run { pool.plan_promotion(name, true).await } else { pool.promote(name, true).await };
@@ -194,6 +203,20 @@ async fn one(pool: &Pool, facts: &SideFacts, dry_run: bool) -> rados::Result<Opt
         Some(error) => Err(error.clone()),
         None => Ok(None),
     }
+}
+
+/// Whether the first copy of an image in journal mode, or its resync, is under way. In snapshot mode there is something whole
+/// to continue from, or the promotion is refused.
+async fn is_half_copied(pool: &Pool, facts: &SideFacts) -> rados::Result<bool> {
+    if facts.info.mode != Some(MirrorImageMode::Journal) || facts.info.role != Role::NonPrimary {
+        return Ok(false);
+    }
+    // Ceph's daemon notes nothing beside the copy, but tells.
+    if facts.status.as_ref().is_some_and(|status| status.state == StatusState::Syncing) {
+        return Ok(true);
+    }
+    let (image, _) = Image::open(pool.ioctx(), &facts.info.id).await?;
+    Ok(copy_marker::read(&image).await?.is_some_and(|marker| !marker.copied))
 }
 
 async fn timestamp_there(other: &OtherSite, global_id: &GlobalImageId, snap: SnapId) -> Option<Timestamp> {

@@ -27,6 +27,7 @@ tests::run_scenarios!(
         relocation::what_a_late_client_writes_is_undone,
         relocation::a_writer_with_cephs_daemon,
         relocation::killed_half_way,
+        relocation::half_a_copy_is_not_promoted,
         relocation::the_other_site_is_lost,
         relocation::the_other_site_of_cephs_daemon_is_lost,
         relocation::what_cannot_be_relocated,

@@ -232,6 +232,37 @@ async fn win_it_back(stage: Stage<'_>) -> Result<()> {
     stage.strike().await
 }
 
+/// A journalled image whose first copy is half done was never what the copy holds: an emergency leaves it alone, says so, and
+/// promotes the others.
+pub async fn half_a_copy_is_not_promoted(world: &World) -> Result<()> {
+    let mut stage = Stage::set(world, &[JOURNAL], &our_daemon()).await?;
+    let (a, b) = (world.a(), world.b());
+    let half = format!("{}/half", stage.pool);
+    let features = ["--image-feature", "layering,exclusive-lock,journaling", "--object-size", "64K"];
+    a.create_image(&half, 4 * SIZE, &features).await?;
+    a.apply(&half, Extents::default().fill(0, 4 * SIZE, 5)).await?;
+    a.rbd(&["mirror", "image", "enable", &half, "journal"]).await?;
+    b.wait_mirror_state(&half, "up+syncing", LIMIT).await?;
+    let daemon = &mut stage.daemons[1];
+    daemon.kill(tests::Signal::SIGKILL);
+    daemon.wait(LIMIT).await?;
+
+    let emergency = ["failover", "--emergency", &stage.pool];
+    let said = run_ours(b, &emergency).await?;
+    let told = format!("{}{}", said.stdout, said.stderr);
+    ensure!(told.contains("its copy is half done"), "{told}");
+    said.fails_with(libc::EINVAL)?;
+    ensure!(is_primary(b, &stage.images[0]).await?, "the image beside it was not promoted: {told}");
+    ensure!(!is_primary(b, &half).await?, "half a copy was promoted: {told}");
+
+    stage.daemons[1] = world.daemon(&our_daemon(), b).await?;
+    b.wait_mirror_state(&half, "up+replaying", LIMIT).await?;
+    run_ours(b, &emergency).await?.ok()?;
+    ensure!(is_primary(b, &half).await?, "a whole copy was not promoted");
+    compare(a, &half, b, &half).await?.expect_equal(&half)?;
+    stage.strike().await
+}
+
 /// The same with Ceph's daemons: what is told is true, but less is known. They delete what is to be made equal, and copy it
 /// anew.
 pub async fn the_other_site_of_cephs_daemon_is_lost(world: &World) -> Result<()> {

@@ -12,16 +12,13 @@ use rados::{Error, Result, SnapId};
 use rbd::exclusive_lock::{Delegated, ExclusiveLock, LockOptions};
 use rbd::image::OpenImage;
 use rbd::snapshots::{self, NewSnapshot};
-use rbd::watch_notify::{Operation, notify_header_update};
+use rbd::watch_notify::{Operation, notify_header_update, snap_create_flags};
 use rbd::{Features, ProtectionStatus, Snapshot, SnapshotNamespace};
 
 use super::Origin;
 use crate::image_journal::ImageJournal;
 use crate::metadata::Journal;
 use crate::types::{ClientData, CommitPosition, MirrorPeer, SyncPoint};
-
-/// `SNAP_CREATE_FLAG_SKIP_NOTIFY_QUIESCE`: nobody's file systems are frozen for it.
-const SKIP_QUIESCE: u64 = 1;
 
 /// What the names of a site's sync points start with.
 pub fn name_prefix(local_mirror_uuid: &str) -> String {
@@ -99,7 +96,8 @@ impl Source<'_> {
         let operation = Operation::SnapCreate {
             namespace: SnapshotNamespace::User,
             name: name.clone(),
-            flags: SKIP_QUIESCE,
+            // Nobody's file systems are frozen for it.
+            flags: snap_create_flags::SKIP_QUIESCE,
         };
         let lock = self.lock().await?;
         let made = match lock.delegate(operation).await {

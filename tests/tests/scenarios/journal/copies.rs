@@ -83,6 +83,9 @@ async fn what_is_in_flight_at_snapshots_arrives() -> Result<()> {
     let again = written_while_copied(&stage, "again", 4 * MIB, &again);
     tokio::try_join!(once, again)?;
     daemon.stop(LIMIT).await?;
+    // The owner of the lock makes the sync point's object map, too.
+    let log = String::from_utf8_lossy(&std::fs::read(daemon.log())?).into_owned();
+    ensure!(!log.contains("looking at every object"), "a sync point has no object map:\n{log}");
     stage.strike().await
 }
 

@@ -128,6 +128,11 @@ async fn ours_and_cephs_at_either_side() -> Result<()> {
         .await
         .with_context(|| format!("after a promotion at {to}"))?;
         lost.wait_mirror_state(&spec, "up+replaying", LIMIT).await?;
+        // Ceph's daemon made the image and its journal anew.
+        until("the other site to be registered for a failback", async || {
+            Ok(clients(lost, &spec).await?.1.is_some())
+        })
+        .await?;
         kept.apply(&spec, Extents::default().random(&scattered(7, 30, 0..failover::SIZE))).await?;
         wait_replayed(kept, lost, &spec).await?;
         expect_same(kept_reader, lost_reader, &spec).await.with_context(|| format!("primary at {to}"))?;
