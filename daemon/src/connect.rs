@@ -6,9 +6,11 @@ use bootstrap::{PeerConnector, RemotePeer};
 use rados::{Cluster, ConnectOptions, Limits};
 
 use crate::conf_file::Configuration;
+use crate::settings::OBJECT_MAP_TRUST;
 
 /// Options that this program acts on itself.
-const OWN_OPTIONS: &[&str] = &["admin_socket", "daemonize", "log_file", "pid_file", "setgroup", "setuser"];
+const OWN_OPTIONS: &[&str] =
+    &["admin_socket", "daemonize", "log_file", "pid_file", "setgroup", "setuser", OBJECT_MAP_TRUST];
 /// How long to wait for monitors that do not answer, in seconds, unless configured.
 const MOUNT_TIMEOUT_SECONDS: &str = "30";
 

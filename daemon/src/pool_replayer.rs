@@ -178,7 +178,9 @@ impl<'a> Session<'a> {
         let remote_pool = remote.pool(remote_pool);
         let site_name = replayer.found.borrow().site_name.clone();
         let known = first_ping(replayer, &remote_pool, &site_name, &local_mirror_uuid).await?;
-        let settings = Settings::read(|option| local.config(option));
+        // librados refuses to tell of an option that it does not know.
+        let configured = replayer.connector.configuration();
+        let settings = Settings::read(|option| local.config(option).or_else(|| configured.get(option)));
         let shared = Arc::new(Shared::new(BYTES_MAX.min(settings.memory_target_bytes / 8)));
         Ok(Session {
             replayer,
@@ -292,6 +294,7 @@ impl<'a> Session<'a> {
             remote_pool: self.known.clone(),
             shared: self.shared.clone(),
             delete_delay: self.settings.delete_delay,
+            object_map_trust: self.settings.object_map_trust,
             journal: Arc::new(self.settings.journal.clone()),
             refresh_interval: self.settings.refresh_interval,
             retry_interval_max: self.settings.image_state_check_interval,

@@ -8,6 +8,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bytes::Bytes;
+use deep_copy::map_trust::Trust;
+
+/// The one option that librados does not know.
+pub const OBJECT_MAP_TRUST: &str = "rbd_mirror_object_map_trust";
 
 /// What was configured.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,6 +33,8 @@ pub struct Settings {
     pub max_mirroring_snapshots: u64,
     /// `rbd_mirror_memory_target`: how much memory the daemon may take, in bytes.
     pub memory_target_bytes: u64,
+    /// `rbd_mirror_object_map_trust`: how far the object maps of primaries are believed. An option of this program alone.
+    pub object_map_trust: Trust,
     /// Of images that are mirrored in journal mode.
     pub journal: JournalSettings,
 }
@@ -57,11 +63,7 @@ pub struct JournalSettings {
 impl JournalSettings {
     /// The same for an image whose metadata overrides some of them (`rbd config image set`).
     pub fn of_image(&self, metadata: &BTreeMap<String, Bytes>) -> JournalSettings {
-        let lookup = |option: &str| {
-            let value = metadata.get(&format!("conf_{option}"))?;
-            Some(String::from_utf8_lossy(value).into_owned())
-        };
-        let source = Source { lookup };
+        let source = of_image(metadata);
         let delay = source.value("rbd_mirroring_replay_delay", self.replay_delay.as_secs());
         JournalSettings {
             replay_delay: Duration::from_secs(delay),
@@ -70,6 +72,20 @@ impl JournalSettings {
             ..self.clone()
         }
     }
+}
+
+/// How far the object maps of a primary with this metadata are believed, where `default` holds for the others.
+pub fn object_map_trust_of_image(metadata: &BTreeMap<String, Bytes>, default: Trust) -> Trust {
+    of_image(metadata).value(OBJECT_MAP_TRUST, default)
+}
+
+/// The options that an image's metadata overrides (`rbd config image set`, `rbd image-meta set`).
+fn of_image(metadata: &BTreeMap<String, Bytes>) -> Source<impl Fn(&str) -> Option<String>> {
+    let lookup = |option: &str| {
+        let value = metadata.get(&format!("conf_{option}"))?;
+        Some(String::from_utf8_lossy(value).into_owned())
+    };
+    Source { lookup }
 }
 
 impl Settings {
@@ -86,6 +102,7 @@ impl Settings {
             delete_delay: source.seconds("rbd_mirroring_delete_delay", 0.0),
             max_mirroring_snapshots: source.value("rbd_mirroring_max_mirroring_snapshots", 5),
             memory_target_bytes: source.value("rbd_mirror_memory_target", 4 << 30),
+            object_map_trust: source.value(OBJECT_MAP_TRUST, Trust::default()),
             journal: JournalSettings {
                 commit_age: source.seconds("rbd_mirror_journal_commit_age", 5.0),
                 poll_age: source.seconds("rbd_mirror_journal_poll_age", 5.0),
@@ -150,6 +167,17 @@ mod tests {
         let metadata = metadata.map(|(key, value)| (key.to_string(), Bytes::from(value))).into();
         let expected = JournalSettings { replay_delay: Duration::from_secs(600), ..settings.clone() };
         assert_eq!(settings.of_image(&metadata), expected);
+    }
+
+    #[test]
+    fn trust_in_object_maps_is_a_word() {
+        let set = |value: &'static str| {
+            Settings::read(move |name| (name == OBJECT_MAP_TRUST).then(|| value.into()))
+        };
+        assert_eq!(set("never").object_map_trust, Trust::Never);
+        assert_eq!(set("sometimes").object_map_trust, Trust::Auto);
+        let metadata = [(format!("conf_{OBJECT_MAP_TRUST}"), Bytes::from("always"))].into();
+        assert_eq!(object_map_trust_of_image(&metadata, Trust::Never), Trust::Always);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::diff::Visits;
+use crate::diff::{Reason, Visits};
 use crate::object_copy::{Copied, CopyError, ObjectCopier};
 use crate::object_map_sync::MapSync;
 use crate::object_plan::Local;
@@ -134,12 +134,12 @@ impl Copier {
                 && !outer.is_cancelled()
                 && tasks.len() < self.options.objects_in_flight
             {
-                let Some((object, whole)) = waiting.next() else {
+                let Some((object, reason)) = waiting.next() else {
                     break;
                 };
                 run.in_flight.insert(object.0);
                 tasks.push(
-                    copy_one(objects.clone(), object, known(&hints, object), whole, gate.clone()).boxed(),
+                    copy_one(objects.clone(), object, known(&hints, object), reason, gate.clone()).boxed(),
                 );
             }
             let next = waiting.peek().map_or(self.object_count, |(object, _)| object.0);
@@ -184,10 +184,10 @@ async fn copy_one(
     objects: Arc<ObjectCopier>,
     object: ObjectNumber,
     known: Local,
-    whole: bool,
+    reason: Reason,
     gate: Gate,
 ) -> (ObjectNumber, Result<Copied, CopyError>) {
-    (object, objects.copy(object, known, whole, gate).await)
+    (object, objects.copy(object, known, reason, gate).await)
 }
 
 type Storing = BoxFuture<'static, rados::Result<()>>;

@@ -6,10 +6,14 @@
 //! **What is trusted.** An object map is believed when the image has the features, neither the image's nor the
 //! snapshot's flags call it invalid, it can be read, its checksums are right and it is large enough for its image. A
 //! snapshot that goes away while the maps are read merges its changes into the next one, which may have been read
-//! before: then no map is believed. What remains is the one lie that nobody can see: librbd before 16.2.14, 17.2.7 and
-//! 18.2.0 (<https://tracker.ceph.com/issues/61616>), and kernels of that time, could mark an object as clean in a
-//! snapshot that was taken while a write to it was under way. An object that exists is never called nonexistent. Where
-//! that is to be feared, `trust` is to be false.
+//! before: then no map is believed. Two lies no flag tells of:
+//! * A rollback: see [`crate::map_trust`].
+//! * A write under way while a snapshot is taken (librbd before 16.2.14, 17.2.7 and 18.2.0, kernels before 6.4;
+//!   <https://tracker.ceph.com/issues/61616>): carried out later with the snapshot context from before, it changes the
+//!   snapshot, whose map calls the object clean or nonexistent, and marks it in the map of the head. So what the head's map
+//!   calls written since the end is looked at as well; and an object that a map calls written ([`Reason::Claimed`])
+//!   while its clones tell of no change is compared by checksums ([`crate::object_copy`]), for such a write may have come after
+//!   an earlier look.
 //!
 //! **Interrupted rounds.** When a user snapshot is removed between an interruption and the continuation, an object that
 //! existed in it alone is in no remote map any longer, but may exist locally. The local map knows: before a round
@@ -24,6 +28,22 @@ use rbd::layout::Layout;
 use rbd::object_map::{ObjectMap, ObjectMapObject, ObjectState};
 use rbd::{Features, ImageFlags, ImageId, ObjectNumber, Snapshot};
 
+use crate::map_trust::{Candidate, Candidates, History, Suspicion, Trust};
+
+/// Maps of candidates that are read at the same time.
+const CANDIDATE_MAPS_IN_FLIGHT: usize = 4;
+
+/// Why an object is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// It may have changed.
+    Doubt,
+    /// A map says that it changed.
+    Claimed,
+    /// A map says that it changed, and that it did not exist at the start.
+    Whole,
+}
+
 /// Objects to look at: ascending and disjoint runs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Visits {
@@ -33,24 +53,24 @@ pub struct Visits {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Run {
     objects: Range<u64>,
-    whole: bool,
+    reason: Reason,
 }
 
 impl Visits {
     /// All of an image's objects.
     pub fn all(objects: u64) -> Visits {
         let mut visits = Visits::default();
-        visits.push(0..objects, false);
+        visits.push(0..objects, Reason::Doubt);
         visits
     }
 
-    fn push(&mut self, objects: Range<u64>, whole: bool) {
+    fn push(&mut self, objects: Range<u64>, reason: Reason) {
         match self.runs.last_mut() {
             _ if objects.is_empty() => {}
-            Some(last) if last.objects.end == objects.start && last.whole == whole => {
+            Some(last) if last.objects.end == objects.start && last.reason == reason => {
                 last.objects.end = objects.end
             }
-            _ => self.runs.push(Run { objects, whole }),
+            _ => self.runs.push(Run { objects, reason }),
         }
     }
 
@@ -64,12 +84,12 @@ impl Visits {
         self.runs.is_empty()
     }
 
-    /// The objects, ascending; with each whether it did not exist at the start.
-    pub fn iter(&self) -> impl Iterator<Item = (ObjectNumber, bool)> + Send + use<> {
+    /// The objects, ascending; with each why it is looked at.
+    pub fn iter(&self) -> impl Iterator<Item = (ObjectNumber, Reason)> + Send + use<> {
         self.runs
             .clone()
             .into_iter()
-            .flat_map(|run| run.objects.map(move |object| (ObjectNumber(object), run.whole)))
+            .flat_map(|run| run.objects.map(move |object| (ObjectNumber(object), run.reason)))
     }
 
     /// Those that are not below `first`: what is left of an interrupted round.
@@ -83,22 +103,35 @@ impl Visits {
 
     /// Also those that the local head's map says may have been written since the newest local snapshot was made.
     pub fn with_changed(&self, head: &ObjectMap) -> Visits {
-        let changed =
-            |object: ObjectNumber| matches!(head.get(object), ObjectState::Exists | ObjectState::Pending);
+        self.with(head.len(), |object| matches!(head.get(object), ObjectState::Exists | ObjectState::Pending))
+    }
+
+    /// Also those of the first `objects` for which `also` holds.
+    fn with(&self, objects: u64, also: impl Fn(ObjectNumber) -> bool) -> Visits {
         let mut visits = Visits::default();
         let mut at = 0;
         for run in &self.runs {
-            visits.push_changed(at..run.objects.start, changed);
-            visits.push(run.objects.clone(), run.whole);
+            visits.push_doubtful(at..run.objects.start.min(objects), &also);
+            visits.push(run.objects.clone(), run.reason);
             at = run.objects.end;
         }
-        visits.push_changed(at..head.len(), changed);
+        visits.push_doubtful(at..objects, &also);
         visits
     }
 
-    fn push_changed(&mut self, objects: Range<u64>, changed: impl Fn(ObjectNumber) -> bool) {
-        for object in objects.filter(|object| changed(ObjectNumber(*object))) {
-            self.push(object..object + 1, false);
+    /// Also those that the end's map does not call written, and a newer one does: a write that was under way when the end was
+    /// made may have changed the end.
+    pub fn with_late(&self, end: &ObjectMap, newer: &ObjectMap) -> Visits {
+        let late = |object: ObjectNumber| {
+            let clean = matches!(end.get(object), ObjectState::ExistsClean | ObjectState::NonExistent);
+            clean && object.0 < end.len() && newer.get(object) == ObjectState::Exists
+        };
+        self.with(end.len(), late)
+    }
+
+    fn push_doubtful(&mut self, objects: Range<u64>, also: impl Fn(ObjectNumber) -> bool) {
+        for object in objects.filter(|object| also(ObjectNumber(*object))) {
+            self.push(object..object + 1, Reason::Doubt);
         }
     }
 }
@@ -129,23 +162,47 @@ pub struct Chain<'a> {
     pub start: Option<SnapId>,
     /// Where it ends.
     pub end: SnapId,
-    /// Object maps may be believed when nothing speaks against it.
-    pub trust: bool,
+    /// How far object maps are believed when nothing speaks against it.
+    pub trust: Trust,
+    /// What is known of the image from before the start.
+    pub history: &'a History,
+}
+
+impl Chain<'_> {
+    /// The snapshots that the image may have been rolled back to after the start.
+    pub fn candidates(&self) -> Candidates {
+        Candidates::new(self.snapshots, self.start, self.end, self.history)
+    }
+}
+
+/// What to look at, and what is to be known of the end when it is the start of the next delta.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changes {
+    /// The objects to look at.
+    pub visits: Visits,
+    /// No rollback can have been under way when the end was made ([`History::settled`]).
+    pub settled: bool,
 }
 
 /// Which objects to look at for what lies between start and end. Errors are those of the cluster being unreachable; a
 /// map that cannot be used only costs time.
-pub async fn visits(chain: &Chain<'_>, scope: Scope) -> Result<Visits> {
+pub async fn changes(chain: &Chain<'_>, scope: Scope) -> Result<Changes> {
     let from = chain.start.unwrap_or(SnapId(0));
     let versions: Vec<&Snapshot> =
         chain.snapshots.iter().filter(|s| s.id >= from && s.id <= chain.end).collect();
     let objects = versions.iter().map(|s| chain.layout.object_count(s.image_size)).max().unwrap_or(0);
-    if !chain.trust || !chain.features.has(Features::FAST_DIFF) || !complete(chain, &versions) {
-        return Ok(Visits::all(objects));
+    let candidates = chain.candidates();
+    let unknown = Changes {
+        visits: Visits::all(objects),
+        settled: candidates.is_empty() && (chain.start.is_none() || chain.history.settled),
+    };
+    if chain.trust == Trust::Never || !chain.features.has(Features::FAST_DIFF) || !complete(chain, &versions)
+    {
+        return Ok(unknown);
     }
     let maps = try_join_all(versions.iter().map(|snapshot| load(chain, snapshot))).await?;
     let Some(maps) = maps.into_iter().collect::<Option<Vec<_>>>() else {
-        return Ok(Visits::all(objects));
+        return Ok(unknown);
     };
     let before = chain.start.and(maps.first());
     let after = if before.is_some() { &maps[1..] } else { &maps };
@@ -154,27 +211,87 @@ pub async fn visits(chain: &Chain<'_>, scope: Scope) -> Result<Visits> {
     };
     let usable: Result<Vec<_>> = maps.iter().zip(&versions).map(version).collect();
     let Ok(usable) = usable else {
-        return Ok(Visits::all(objects));
+        return Ok(unknown);
     };
     let (start, rest) = usable.split_at(maps.len() - after.len());
-    Ok(chosen(&diff(start.first(), rest), before, scope))
+    let mut visits = chosen(&diff(start.first(), rest), before, scope);
+    if chain.trust == Trust::Always {
+        return Ok(Changes { visits, settled: unknown.settled });
+    }
+    let ends: Vec<_> = versions[start.len()..].iter().zip(rest).map(|(s, v)| (s.id, v.map())).collect();
+    let suspicion = suspicion(chain, &candidates, &ends).await?;
+    let settled = chain.start.is_none() || chain.history.settled;
+    let Some(end) = rest.last() else { return Ok(unknown) };
+    let settled_after = suspicion.is_settled_after(settled, end.map());
+    if !suspicion.is_dispelled(settled) {
+        tracing::info!(
+            image = %chain.image,
+            "looking at every object: the image may have been rolled back, which its object maps do not tell"
+        );
+        return Ok(Changes { settled: settled_after, ..unknown });
+    }
+    if let Some(head) = load_head(chain).await? {
+        visits = visits.with_late(end.map(), &head);
+    }
+    Ok(Changes { visits, settled: settled_after })
+}
+
+/// Where a rollback may have taken place. `ends` are the snapshots that end intervals, with their maps.
+async fn suspicion(
+    chain: &Chain<'_>,
+    candidates: &Candidates,
+    ends: &[(SnapId, &ObjectMap)],
+) -> Result<Suspicion> {
+    if candidates.lost {
+        return Ok(Suspicion::all(ends.len()));
+    }
+    let mut suspicion = Suspicion::none(ends.len());
+    for some in candidates.present.chunks(CANDIDATE_MAPS_IN_FLIGHT) {
+        let maps = try_join_all(some.iter().map(|candidate| load_candidate(chain, candidate))).await?;
+        for (candidate, map) in some.iter().zip(&maps) {
+            suspicion.judge(candidate, map.as_ref(), ends.iter().copied());
+        }
+    }
+    Ok(suspicion)
+}
+
+/// The map of a candidate, cut to the size of its image; `None` when it cannot be believed.
+async fn load_candidate(chain: &Chain<'_>, candidate: &Candidate) -> Result<Option<ObjectMap>> {
+    let snapshot = chain.snapshots.iter().find(|s| s.id == candidate.snap && !is_flagged(s));
+    let Some(snapshot) = snapshot else { return Ok(None) };
+    let mut map = load(chain, snapshot).await?;
+    if let Some(map) = &mut map {
+        map.resize(chain.layout.object_count(candidate.image_size));
+    }
+    Ok(map)
+}
+
+/// The map of the newest state that a map tells of: of the snapshot after the end, else of the head.
+async fn load_head(chain: &Chain<'_>) -> Result<Option<ObjectMap>> {
+    let next = chain.snapshots.iter().find(|s| s.id > chain.end).map_or(SnapId::HEAD, |s| s.id);
+    load_map(chain, next).await
 }
 
 /// Start and end are among the snapshots, and no flag speaks against any map.
 fn complete(chain: &Chain<'_>, versions: &[&Snapshot]) -> bool {
-    let invalid = |s: &&Snapshot| {
-        s.flags.has(ImageFlags::OBJECT_MAP_INVALID) || s.flags.has(ImageFlags::FAST_DIFF_INVALID)
-    };
     let has_start = chain.start.is_none_or(|start| versions.first().is_some_and(|s| s.id == start));
-    has_start && versions.last().is_some_and(|s| s.id == chain.end) && !versions.iter().any(invalid)
+    has_start && versions.last().is_some_and(|s| s.id == chain.end) && !versions.iter().any(|s| is_flagged(s))
+}
+
+fn is_flagged(snapshot: &Snapshot) -> bool {
+    snapshot.flags.has(ImageFlags::OBJECT_MAP_INVALID) || snapshot.flags.has(ImageFlags::FAST_DIFF_INVALID)
 }
 
 /// `None` when the map is missing or makes no sense.
 async fn load(chain: &Chain<'_>, snapshot: &Snapshot) -> Result<Option<ObjectMap>> {
-    match ObjectMapObject::new(chain.header, chain.image, snapshot.id).load().await {
+    load_map(chain, snapshot.id).await
+}
+
+async fn load_map(chain: &Chain<'_>, snap: SnapId) -> Result<Option<ObjectMap>> {
+    match ObjectMapObject::new(chain.header, chain.image, snap).load().await {
         Ok(map) => Ok(Some(map)),
         Err(error) if matches!(error.errno(), libc::ENOENT | libc::EINVAL | libc::EBADMSG | libc::EIO) => {
-            tracing::warn!(image = %chain.image, snap = %snapshot.id, %error, "looking at every object instead");
+            tracing::warn!(image = %chain.image, %snap, %error, "an object map cannot be used");
             Ok(None)
         }
         Err(error) => Err(error),
@@ -187,7 +304,12 @@ fn chosen(diffs: &[Diff], before: Option<&ObjectMap>, scope: Scope) -> Visits {
         let chosen = diff.is_changed() || (scope == Scope::Existing && *diff == Diff::Unchanged);
         let existed = before.is_some_and(|map| map.get(ObjectNumber(object)).may_exist());
         if chosen {
-            visits.push(object..object + 1, !existed);
+            let reason = match (existed, diff.is_changed()) {
+                (false, _) => Reason::Whole,
+                (true, true) => Reason::Claimed,
+                (true, false) => Reason::Doubt,
+            };
+            visits.push(object..object + 1, reason);
         }
     }
     visits
@@ -197,8 +319,10 @@ fn chosen(diffs: &[Diff], before: Option<&ObjectMap>, scope: Scope) -> Visits {
 mod tests {
     use super::*;
 
-    fn objects(visits: &Visits) -> Vec<(u64, bool)> {
-        visits.iter().map(|(object, whole)| (object.0, whole)).collect()
+    use Reason::{Claimed, Doubt, Whole};
+
+    fn objects(visits: &Visits) -> Vec<(u64, Reason)> {
+        visits.iter().map(|(object, reason)| (object.0, reason)).collect()
     }
 
     #[test]
@@ -208,11 +332,11 @@ mod tests {
         before.set(ObjectNumber(2), ObjectState::Exists);
         let diffs = [Diff::Hole, Diff::Unchanged, Diff::Updated, Diff::Updated, Diff::Removed];
         let changed = chosen(&diffs, Some(&before), Scope::Changed);
-        assert_eq!(objects(&changed), [(2, false), (3, true), (4, true)]);
+        assert_eq!(objects(&changed), [(2, Claimed), (3, Whole), (4, Whole)]);
         assert_eq!(changed.len(), 3);
         let existing = chosen(&diffs, Some(&before), Scope::Existing);
-        assert_eq!(objects(&existing), [(1, false), (2, false), (3, true), (4, true)]);
-        assert_eq!(objects(&existing.from(3)), [(3, true), (4, true)]);
+        assert_eq!(objects(&existing), [(1, Doubt), (2, Claimed), (3, Whole), (4, Whole)]);
+        assert_eq!(objects(&existing.from(3)), [(3, Whole), (4, Whole)]);
     }
 
     #[test]
@@ -224,7 +348,7 @@ mod tests {
             head.set(ObjectNumber(object), state);
         }
         let visits = chosen(&[Diff::Hole, Diff::Hole, Diff::Updated], None, Scope::Changed);
-        assert_eq!(objects(&visits.with_changed(&head)), [(0, false), (2, true), (7, false)]);
-        assert_eq!(objects(&Visits::default().with_changed(&head)), [(0, false), (7, false)]);
+        assert_eq!(objects(&visits.with_changed(&head)), [(0, Doubt), (2, Whole), (7, Doubt)]);
+        assert_eq!(objects(&Visits::default().with_changed(&head)), [(0, Doubt), (7, Doubt)]);
     }
 }

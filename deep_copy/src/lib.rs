@@ -8,6 +8,7 @@ pub mod copier;
 pub mod diff;
 pub mod ids;
 pub mod local_maps;
+pub mod map_trust;
 pub mod object_copy;
 pub mod object_map_sync;
 pub mod object_plan;

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::budget::Budget;
 use crate::checksum::{Compared, Comparison};
+use crate::diff::Reason;
 use crate::object_plan::{Action, Local, WriteFrame, actions, read_of, state_after};
 use crate::snapset::{Change, DisorderedClones, StepDelta, deltas};
 use crate::steps::{CopyStep, CopySteps};
@@ -163,8 +164,8 @@ type Read = (Extent, ReadAnswer);
 
 impl ObjectCopier {
     /// Copies one object. `known` tells what the caller knows of the local one; `ready` is awaited before the first
-    /// write, and no write is made when it fails. `whole` promises that the remote object did not exist at the start,
-    /// and that all is to be copied if it exists at the end of a single step.
+    /// write, and no write is made when it fails. With [`Reason::Whole`] all of the object is copied if it exists at the end of
+    /// a single step; with [`Reason::Claimed`] it is compared by checksums if its clones tell of no change.
     ///
     /// Dropping the future may leave a write in flight; cancel through the token instead: then it ends as soon as its
     /// current requests are answered.
@@ -172,7 +173,7 @@ impl ObjectCopier {
         &self,
         object: ObjectNumber,
         known: Local,
-        whole: bool,
+        reason: Reason,
         ready: impl Future<Output = Result<(), rados::Error>>,
     ) -> Result<Copied, CopyError> {
         let names = (self.remote.object(object), self.local.object(object));
@@ -182,11 +183,13 @@ impl ObjectCopier {
             None => known,
         };
         let alone = self.method == Method::Replay && self.steps.steps().len() == 1;
-        let direct = alone && (whole || self.steps.start().is_none());
+        let direct = alone && (reason == Reason::Whole || self.steps.start().is_none());
         // How much a direct read brings is not known before.
         let share = if direct { Some(self.share(self.object_size).await?) } else { None };
-        let plan =
-            if direct { self.read_whole(&names, known).await? } else { self.plan(&names, known).await? };
+        let plan = match direct {
+            true => self.read_whole(&names, known).await?,
+            false => self.plan(&names, known, reason).await?,
+        };
         let copied = self.perform(&names, plan, ready, share.is_some()).await;
         drop(share);
         copied
@@ -270,7 +273,12 @@ impl ObjectCopier {
         Ok(ObjectPlan { actions: actions(&deltas, known), deltas, first_reads: Some(reads) })
     }
 
-    async fn plan(&self, names: &(String, String), known: Local) -> Result<ObjectPlan, CopyError> {
+    async fn plan(
+        &self,
+        names: &(String, String),
+        known: Local,
+        reason: Reason,
+    ) -> Result<ObjectPlan, CopyError> {
         let (remote, local) = names;
         let ends = self.steps.remote_ends();
         if self.method == Method::Repair {
@@ -278,6 +286,10 @@ impl ObjectCopier {
         }
         let (set, known) = try_join(self.list(remote), self.look(local, known)).await?;
         let deltas = self.deltas(remote, set.as_ref(), self.steps.start(), &ends)?;
+        let unchanged = deltas.iter().all(|delta| delta.change == Change::None && delta.size.is_some());
+        if reason == Reason::Claimed && unchanged {
+            return self.plan_repair(names, &ends).await;
+        }
         Ok(ObjectPlan { actions: actions(&deltas, known), deltas, first_reads: None })
     }
 

@@ -5,7 +5,8 @@ use rbd::Snapshot;
 use rbd::image::OpenImage;
 
 use crate::copier::CopyFailed;
-use crate::diff::{Chain, Scope, Visits, visits};
+use crate::diff::{Chain, Changes, Scope, Visits, changes};
+use crate::map_trust::{History, Trust};
 use crate::object_copy::{CopyError, Side};
 
 /// A primary image and its copy.
@@ -33,7 +34,13 @@ impl Pair<'_> {
     }
 
     /// The objects to look at for what lies between the remote snapshots `start` and `end`.
-    pub async fn visits(&self, start: Option<SnapId>, end: SnapId) -> Result<Visits> {
+    pub async fn changes(
+        &self,
+        start: Option<SnapId>,
+        end: SnapId,
+        trust: Trust,
+        history: &History,
+    ) -> Result<Changes> {
         let header = &self.remote.header;
         let snapshots: Vec<Snapshot> = header.snapshots.values().cloned().collect();
         let chain = Chain {
@@ -44,9 +51,21 @@ impl Pair<'_> {
             snapshots: &snapshots,
             start,
             end,
-            trust: true,
+            trust,
+            history,
         };
-        visits(&chain, if self.flattened(end) { Scope::Existing } else { Scope::Changed }).await
+        let scope = if self.flattened(end) { Scope::Existing } else { Scope::Changed };
+        let changes = changes(&chain, scope).await?;
+        let candidates = chain.candidates();
+        if trust != Trust::Auto || candidates.is_empty() {
+            return Ok(changes);
+        }
+        // A snapshot that is removed while the maps are read changes the next one's.
+        let now: Vec<Snapshot> = self.remote.image.read_header().await?.snapshots.into_values().collect();
+        if (Chain { snapshots: &now, ..chain }).candidates() == candidates {
+            return Ok(changes);
+        }
+        Ok(Changes { visits: Visits::all(self.objects_max()), settled: false })
     }
 }
 

@@ -67,6 +67,11 @@ impl FastDiffVersion {
         map.resize(objects);
         Ok(FastDiffVersion { map })
     }
+
+    /// Its map, cut to its size.
+    pub fn map(&self) -> &ObjectMap {
+        &self.map
+    }
 }
 
 /// What changed from `start` (`None`: from before the image held a byte) through every version between, to the last

@@ -16,13 +16,15 @@ use rbd::{SnapshotNamespace, children};
 use deep_copy::local_maps::cut_head_map;
 
 use crate::begin::{ATTEMPTS_MAX, Begun, is_changed, newest_mirror_snapshot, unless_changed, write_marker};
+use crate::history::{NotedHistory, write_history};
 use crate::plan::Marker;
 use crate::point::{Point, write_point};
 
 /// How a user snapshot is called while one with its name takes its place; its id follows.
 const REPLACED_PREFIX: &str = ".mirror.replaced.";
 
-/// Commits a round whose objects have all been copied. `resync_key` is the metadata key of a resync that it fulfils.
+/// Commits a round whose objects have all been copied. `resync_key` is the metadata key of a resync that it fulfils;
+/// `history` is noted beside the mirror-snapshot that it completes.
 /// Repeatable after a failure. On success the header of `local` is fresh.
 pub async fn commit(
     local: &mut OpenImage,
@@ -30,12 +32,13 @@ pub async fn commit(
     begun: &Begun,
     objects: u64,
     resync_key: Option<&str>,
+    history: &NotedHistory,
 ) -> Result<()> {
     let ioctx = local.image.header_ioctx().clone();
     make_room_for_names(local, &begun.names).await?;
     cut_head_map(local).await?;
 
-    let before = complete(local, remote, begun, objects, resync_key).await?;
+    let before = complete(local, remote, begun, objects, resync_key, history).await?;
     if before.parent.is_some() && !has_parent(&local.header) {
         children::detach_child(&local.image, &before).await?;
     }
@@ -57,6 +60,7 @@ async fn complete(
     begun: &Begun,
     objects: u64,
     resync_key: Option<&str>,
+    history: &NotedHistory,
 ) -> Result<ImageHeader> {
     let what = format!("cannot complete mirror-snapshot {}", begun.local_end);
     for _ in 0..ATTEMPTS_MAX {
@@ -64,7 +68,7 @@ async fn complete(
         if newest_mirror_snapshot(&local.header) != Some(begun.local_end) {
             return Err(Error::new(libc::EAGAIN, format!("{what}: the role of its image changed meanwhile")));
         }
-        let op = completion(local, remote, begun, objects, resync_key);
+        let op = completion(local, remote, begun, objects, resync_key).with(write_history(history));
         let before = local.header.clone();
         match local.image.header_ioctx().write(unless_changed(op, &before)).await {
             Ok(_) => {

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use deep_copy::budget::Budget;
 use deep_copy::ids::SnapIds;
+use deep_copy::map_trust::Trust;
 use journal::budget::Budget as JournalBudget;
 use journal::tail::PollBudget;
 use rados::{ErrorClass, IoCtx, PoolId, Result};
@@ -52,6 +53,8 @@ pub struct ImageContext {
     pub shared: Arc<Shared>,
     /// How long a removed image stays in the trash.
     pub delete_delay: Duration,
+    /// How far the object maps of primaries are believed, unless an image says otherwise.
+    pub object_map_trust: Trust,
     /// Options of journal mode.
     pub journal: Arc<JournalSettings>,
     /// Notified when the image's mirroring was announced to have changed, in either cluster.

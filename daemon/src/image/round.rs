@@ -4,30 +4,35 @@
 //! from under the round (a promotion), and to whoever asks for the exclusive lock. Each of these stops the copy; it is
 //! awaited to its last request before anything else happens.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use deep_copy::checksum::Comparison;
 use deep_copy::copier::{Copier, CopyFailed, Options, Progress as CopyProgress};
-use deep_copy::diff::Visits;
+use deep_copy::diff::{Changes, Visits};
 use deep_copy::local_maps;
+use deep_copy::map_trust::{Candidates, History, SeenSnapshots};
 use deep_copy::object_copy::{Method, ObjectCopier};
 use deep_copy::pair::{Pair, failure, side};
 use futures::FutureExt;
+use rados::error::ResultExt;
 use rados::{Error, Result, SnapId};
 use rbd::exclusive_lock::LockState;
 use rbd::header_update::HeaderUpdate;
-use rbd::image_state::resync_key;
+use rbd::image_state::{read_image_state, resync_key};
 use rbd::mirroring::MirrorImageMode;
 use rbd::rollback::undo_later_writes;
 use rbd::{Features, snapshots};
 use snapshot::begin::{self, Begun};
 use snapshot::commit;
+use snapshot::history::{NotedHistory, read_history};
 use snapshot::plan::{CopyMode, Sync};
 use tokio::sync::watch;
 
 use super::bootstrap;
 use super::session::{End, Session};
+use crate::settings::object_map_trust_of_image;
 
 /// How often progress is published while data is copied.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
@@ -48,8 +53,9 @@ enum Interruption {
 }
 
 impl Session<'_> {
-    /// Copies a mirror-snapshot. Answers with how to end the session, if so.
-    pub(super) async fn round(&mut self, sync: &Sync) -> Result<Option<End>> {
+    /// Copies a mirror-snapshot. Answers with how to end the session, if so. `seen` are the snapshots of the primary when it
+    /// was last looked at.
+    pub(super) async fn round(&mut self, sync: &Sync, seen: SeenSnapshots) -> Result<Option<End>> {
         let ctx = self.ctx;
         let kept_since_last_round = self.lock.is_held();
         if self.local.header.features.has(Features::EXCLUSIVE_LOCK) {
@@ -74,7 +80,9 @@ impl Session<'_> {
             snapshots::remove(&self.local.image, &self.local.header, *snap).await?;
             self.local.refresh().await?;
         }
-        if let Some(interruption) = self.copy(sync, &begun).await? {
+        let history = self.history(sync, &begun).await?;
+        let changes = self.changes(sync, &history).await?;
+        if let Some(interruption) = self.copy(sync, &begun, changes.visits).await? {
             return Ok(Some(match interruption {
                 Interruption::Cancelled => End::Cancelled,
                 Interruption::Changed => End::Again(YIELD_PAUSE),
@@ -90,7 +98,12 @@ impl Session<'_> {
         let objects = self.local.image.layout().object_count(self.local.header.size);
         let resync_key = resync_key(&ctx.local_mirror_uuid);
         let resync = sync.resync.then_some(&*resync_key);
-        commit::commit(&mut self.local, &self.remote, &begun, objects, resync).await?;
+        let noted = NotedHistory {
+            snap: begun.local_end,
+            settled: changes.settled,
+            before: if seen.contains_key(&sync.remote_end) { history.before_start } else { seen },
+        };
+        commit::commit(&mut self.local, &self.remote, &begun, objects, resync, &noted).await?;
         self.completed = Instant::now();
         self.progress.complete(self.completed);
         self.say_replaying();
@@ -152,12 +165,14 @@ impl Session<'_> {
     }
 
     /// Copies the data of a round, listening meanwhile.
-    async fn copy(&mut self, sync: &Sync, begun: &Begun) -> Result<Option<Interruption>> {
+    async fn copy(&mut self, sync: &Sync, begun: &Begun, visits: Visits) -> Result<Option<Interruption>> {
         let maps = local_maps::load(&self.local, &begun.steps).await?;
-        let mut visits = self.visits(sync).await?;
-        if let (Some(maps), true) = (&maps, sync.resume.is_some()) {
-            visits = visits.with_changed(maps.head());
-        }
+        let visits = match &maps {
+            _ if sync.resume.is_none() => visits,
+            Some(maps) => visits.with_changed(maps.head()),
+            // What was written before the interruption is not known.
+            None => Visits::all(self.pair().objects_max()),
+        };
         let visits = visits.from(begun.first_object);
         if visits.is_empty() && sync.mode == CopyMode::Clean {
             return Ok(None);
@@ -248,13 +263,48 @@ impl Session<'_> {
     }
 
     /// The objects to look at.
-    async fn visits(&self, sync: &Sync) -> Result<Visits> {
+    async fn changes(&self, sync: &Sync, history: &History) -> Result<Changes> {
         let pair = self.pair();
+        let nothing_to_roll_back_to = || {
+            let snapshots: Vec<_> = self.remote.header.snapshots.values().cloned().collect();
+            Candidates::new(&snapshots, None, sync.remote_end, history).is_empty()
+        };
         Ok(match sync.mode {
-            CopyMode::Clean if !pair.flattened(sync.remote_end) => Visits::default(),
-            CopyMode::Repair => Visits::all(pair.objects_max()),
-            _ => pair.visits(sync.remote_start, sync.remote_end).await?,
+            CopyMode::Clean if !pair.flattened(sync.remote_end) => {
+                Changes { visits: Visits::default(), settled: history.settled }
+            }
+            CopyMode::Repair => {
+                Changes { visits: Visits::all(pair.objects_max()), settled: nothing_to_roll_back_to() }
+            }
+            _ => {
+                let trust = self.ctx.object_map_trust;
+                let trust = object_map_trust_of_image(&self.remote.header.metadata, trust);
+                pair.changes(sync.remote_start, sync.remote_end, trust, history).await?
+            }
         })
+    }
+
+    /// What is known of the primary from before the start of a sync, and from when start and end were made.
+    async fn history(&self, sync: &Sync, begun: &Begun) -> Result<History> {
+        let users_at_end = begun.image_state.snapshots.keys().copied().collect();
+        let (Some(start), Some(local_start)) = (sync.remote_start, sync.local_start) else {
+            return Ok(History { users_at_end, settled: true, ..History::default() });
+        };
+        let noted = read_history(&self.local.image, local_start).await?;
+        let (before_start, settled) = noted.map(|noted| (noted.before, noted.settled)).unwrap_or_default();
+        let users_at_start = self.users_at_start(start).await?;
+        Ok(History { before_start, users_at_start, users_at_end, settled })
+    }
+
+    /// The user snapshots that the primary had when it made `start`, or when it was a copy itself and completed it.
+    async fn users_at_start(&self, start: SnapId) -> Result<Option<BTreeSet<SnapId>>> {
+        let snapshot = self.remote.header.snapshots.get(&start);
+        let Some(mirror) = snapshot.and_then(|snapshot| snapshot.mirror()) else { return Ok(None) };
+        if mirror.state.is_non_primary() {
+            return Ok(Some(mirror.snap_seqs.values().copied().filter(|snap| !snap.is_head()).collect()));
+        }
+        let state = read_image_state(self.remote.image.header_ioctx(), self.remote.image.id(), start).await;
+        Ok(state.optional()?.map(|state| state.snapshots.keys().copied().collect()))
     }
 
     fn pair(&self) -> Pair<'_> {

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use deep_copy::apply::{Counterparts, apply};
+use deep_copy::map_trust::{self, SeenSnapshots};
 use rados::error::ResultExt;
 use rados::{ErrorClass, Result, SnapId};
 use rbd::exclusive_lock::{ExclusiveLock, LockOptions, LockReport, LockState};
@@ -68,6 +69,8 @@ pub struct Session<'a> {
     /// Changes of the local header that have been looked at.
     updates_seen: u64,
     remote_watch: RemoteWatch,
+    /// Snapshots of the primary when it was last looked at; empty before.
+    seen: SeenSnapshots,
     pub(super) progress: Progress,
     /// The newest round was complete by then.
     pub(super) completed: Instant,
@@ -99,6 +102,7 @@ impl<'a> Session<'a> {
             lock,
             updates_seen: 0,
             remote_watch,
+            seen: SeenSnapshots::new(),
             progress: Progress::default(),
             completed: Instant::now(),
             pruning: None,
@@ -151,9 +155,11 @@ impl<'a> Session<'a> {
             };
             let (plan, due) = (plan(&view), chores(&view));
             self.note_timestamps();
+            let now = map_trust::seen(self.remote.header.snapshots.values());
+            let before = std::mem::replace(&mut self.seen, now);
             match plan {
                 Plan::Sync(sync) => {
-                    if let Some(end) = self.round(&sync).await? {
+                    if let Some(end) = self.round(&sync, before).await? {
                         return Ok(end);
                     }
                     continue;

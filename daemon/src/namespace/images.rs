@@ -219,6 +219,7 @@ impl Images {
             global_image_id: id.clone(),
             shared: self.ctx.shared.clone(),
             delete_delay: self.ctx.delete_delay,
+            object_map_trust: self.ctx.object_map_trust,
             journal: self.ctx.journal.clone(),
             changed: image.changed.clone(),
             report,

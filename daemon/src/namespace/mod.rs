@@ -31,6 +31,7 @@ use crate::reports::Reports;
 use crate::service::ServiceDaemon;
 use crate::settings::JournalSettings;
 use crate::status::Publisher;
+use deep_copy::map_trust::Trust;
 
 use images::Images;
 use side::Side;
@@ -63,6 +64,8 @@ pub struct NamespaceContext {
     pub shared: Arc<Shared>,
     /// How long a removed image stays in the trash.
     pub delete_delay: Duration,
+    /// How far object maps are believed.
+    pub object_map_trust: Trust,
     /// Options of journal mode.
     pub journal: Arc<JournalSettings>,
     /// How often everything is looked at again unasked.

@@ -209,13 +209,14 @@ impl World {
             }
         }
         let mut resumed = false;
+        let reason = if round.events.len().is_multiple_of(2) { Reason::Claimed } else { Reason::Doubt };
         for (attempt, crash) in round.crashes.iter().map(Some).chain([None]).enumerate() {
             if let (1, Some(index)) = (attempt, &round.drop_in_between) {
                 self.drop_snapshot(index);
             }
             self.local.set_crash(crash.copied());
             let copier = self.copier(start, method, resumed);
-            match copier.copy(OBJECT, Local::Untested, false, async { Ok(()) }).await {
+            match copier.copy(OBJECT, Local::Untested, reason, async { Ok(()) }).await {
                 Ok(copied) => {
                     self.check_states(&copier, &copied);
                     self.local.set_crash(None);
@@ -312,4 +313,31 @@ proptest! {
     ) {
         play(Some(parent), &rounds);
     }
+}
+
+/// A client writes with the snapshot context from before a snapshot that has been copied: the clones tell of no change.
+#[test]
+fn a_write_that_was_under_way_while_a_snapshot_was_taken_arrives() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let round = |events| Round {
+            events,
+            crashes: Vec::new(),
+            drop_in_between: None,
+            repair: false,
+            abandoned: false,
+            after: Vec::new(),
+        };
+        let mut world = World::new(None);
+        let start = world.play_round(None, &round(vec![Event::Write(0, 8, 1)]), Method::Replay).await;
+        let late = WriteSub::Write { offset: 4, data: Bytes::from_static(&[2; 8]) };
+        world.write(SnapContext::default(), vec![late]).await;
+        // With an even number of events the object is visited because its map says that it was written.
+        let end = world.play_round(start, &round(Vec::new()), Method::Replay).await;
+        assert!(end > start);
+        let local = world.local.object("l.0000000000000000");
+        assert_eq!(local.bytes_at(SnapId::HEAD), world.remote_now().as_deref());
+        let newest = world.snaps.last().and_then(|known| known.local).unwrap();
+        assert_eq!(local.bytes_at(newest), world.remote_now().as_deref());
+    });
 }

@@ -1,12 +1,14 @@
 //! Images made and written by the stock `rbd` on one cluster, copied to another, compared byte for byte at every
 //! snapshot; the object maps left behind judged by `rbd object-map check`.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use deep_copy::budget::Budget;
 use deep_copy::checksum::Comparison;
 use deep_copy::copier::{Copier, Options, Progress};
-use deep_copy::diff::{Chain, Scope, Visits, visits};
+use deep_copy::diff::{Chain, Scope, Visits, changes};
+use deep_copy::map_trust::{History, Trust};
 use deep_copy::object_copy::{Method, ObjectCopier, Side};
 use deep_copy::object_map_sync::MapSync;
 use deep_copy::steps::CopySteps;
@@ -68,6 +70,7 @@ impl Mirrored {
         let start = self.copied.last().map(|name| remote_id(name));
         let steps = CopySteps::new(start, &pairs, &existing).expect("steps");
         let snapshots: Vec<Snapshot> = remote_header.snapshots.values().cloned().collect();
+        let history = History { settled: true, users_at_start: Some(BTreeSet::new()), ..History::default() };
         let chain = Chain {
             header: remote.header_ioctx(),
             image: remote.id(),
@@ -76,9 +79,10 @@ impl Mirrored {
             snapshots: &snapshots,
             start,
             end: pairs[pairs.len() - 1].0,
-            trust: true,
+            trust: Trust::Auto,
+            history: &history,
         };
-        let visits = visits(&chain, Scope::Changed).await.expect("visits");
+        let visits = changes(&chain, Scope::Changed).await.expect("visits").visits;
         let maps = match local_header.features.has(Features::OBJECT_MAP) {
             true => {
                 let filled = steps.steps().iter().map(|step| local.object_map(step.local)).collect();

@@ -15,6 +15,7 @@ mod erasure;
 mod failover;
 mod journal;
 mod lifecycle;
+mod object_maps;
 mod outages;
 mod repairs;
 mod snapshots;

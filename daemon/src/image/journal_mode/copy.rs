@@ -14,6 +14,7 @@ use deep_copy::checksum::Comparison;
 use deep_copy::copier::{Checkpoint, Copier, CopyFailed, Options, Progress};
 use deep_copy::diff::Visits;
 use deep_copy::local_maps;
+use deep_copy::map_trust::History;
 use deep_copy::object_copy::{Method, ObjectCopier};
 use deep_copy::pair::{Pair, failure, side};
 use futures::FutureExt;
@@ -23,6 +24,7 @@ use journal::first_copy::{Begun, CopyMarker, Held, Origin, begin, checkpoint, co
 use journal::replay;
 use journal::types::{ClientData, MirrorPeer, MirrorPeerState};
 use rados::{Error, Result, SnapId};
+use rbd::SnapshotNamespace;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +32,7 @@ use super::replay::{Until, tail_error};
 use super::session::{End, Session, is_there, lost};
 use super::{first_tag, register_anew, yet_to_be_copied};
 use crate::image::bootstrap;
+use crate::settings::object_map_trust_of_image;
 
 /// How often progress is published while data is copied.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
@@ -279,10 +282,18 @@ impl Session<'_> {
         let mut visits = if begun.marker.repair {
             Visits::all(pair.objects_max())
         } else {
-            pair.visits(None, end).await?
+            let snapshots = pair.remote.header.snapshots.values();
+            let users = snapshots.filter(|s| s.namespace == SnapshotNamespace::User).map(|s| s.id);
+            let history = History { users_at_end: users.collect(), settled: true, ..History::default() };
+            let trust = object_map_trust_of_image(&pair.remote.header.metadata, self.ctx.object_map_trust);
+            pair.changes(None, end, trust, &history).await?.visits
         };
-        if let (Some(maps), true) = (&maps, begun.resumed) {
-            visits = visits.with_changed(maps.head());
+        if begun.resumed {
+            visits = match &maps {
+                Some(maps) => visits.with_changed(maps.head()),
+                // What was written before the interruption is not known.
+                None => Visits::all(pair.objects_max()),
+            };
         }
         Ok(Copier {
             objects: ObjectCopier {
