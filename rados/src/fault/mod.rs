@@ -55,6 +55,10 @@ struct Shared {
     prefixes: Vec<String>,
     progress: Mutex<Progress>,
     crashed: watch::Sender<bool>,
+    /// Whether a request is held back, or was.
+    held: watch::Sender<bool>,
+    /// Whether what is held back may reach the cluster.
+    released: watch::Sender<bool>,
     /// Watches that the crashed process has left behind.
     kept: Mutex<Vec<Box<dyn Registration>>>,
 }
@@ -80,6 +84,8 @@ impl Faulty {
                 prefixes,
                 progress: Mutex::new(progress),
                 crashed,
+                held: watch::Sender::new(false),
+                released: watch::Sender::new(false),
                 kept: Mutex::default(),
             }),
         })
@@ -115,6 +121,17 @@ impl Faulty {
     /// Waits until it has crashed.
     pub async fn crashed(&self) {
         self.shared.until_crashed().await;
+    }
+
+    /// Waits until a request is held back ([`Fault::Hold`]).
+    pub async fn held(&self) {
+        // The sender is part of `self`, so this cannot end otherwise.
+        let _ = self.shared.held.subscribe().wait_for(|held| *held).await;
+    }
+
+    /// Lets what is held back, or will be, reach the cluster.
+    pub fn release(&self) {
+        self.shared.released.send_replace(true);
     }
 
     /// Makes a request in the way that the plan wants.
@@ -205,6 +222,11 @@ impl Shared {
             Some(Fault::Fail(errno)) => Err(injected(errno)),
             Some(Fault::Delay(delay)) => {
                 tokio::time::sleep(delay).await;
+                start().await
+            }
+            Some(Fault::Hold) => {
+                self.held.send_replace(true);
+                let _ = self.released.subscribe().wait_for(|released| *released).await;
                 start().await
             }
             Some(Fault::LoseAnswer(errno)) => {

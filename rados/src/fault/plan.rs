@@ -57,6 +57,8 @@ pub enum Fault {
     Fail(i32),
     /// It reaches the cluster so much later.
     Delay(Duration),
+    /// It reaches the cluster when [`super::Faulty::release`] is called.
+    Hold,
     /// It is carried out, and its answer is lost: it fails with the error number, or never answers.
     LoseAnswer(Option<i32>),
     /// The process crashes before this request reaches the cluster.
