@@ -24,7 +24,7 @@
 use bytes::Bytes;
 use rados::encoding::{Decode, DecodeError, Decoder};
 use rados::error::ResultExt;
-use rados::{Error, ReadAnswer, ReadSub, Result, SnapId, WriteSub};
+use rados::{Error, ReadAnswer, ReadOp, ReadSub, Result, SnapId, WriteSub};
 use rbd::SnapshotNamespace;
 use rbd::header_update::HeaderUpdate;
 use rbd::image::{Image, OpenImage};
@@ -34,6 +34,8 @@ use crate::local_maps;
 
 /// The version of the record that is understood.
 const RECORD_VERSION: u8 = 8;
+/// How often the records are read again because somebody changed the header meanwhile.
+const ATTEMPTS_MAX: u32 = 8;
 
 /// What a snapshot's record is to say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,26 +82,40 @@ pub async fn resize(local: &mut OpenImage, remote: &OpenImage, pairs: &[(SnapId,
     local.refresh().await
 }
 
-/// Resizes the head of `image` to `head_size` bytes and corrects the records of `snapshots`, in one atomic write.
-/// Repeatable.
+/// Resizes the head of `image` to `head_size` bytes and corrects the records of `snapshots`, in one atomic write, made only
+/// on the header whose records were read. Repeatable. EAGAIN when others keep changing the header.
 pub async fn set_sizes(image: &Image, head_size: u64, snapshots: &[SnapshotSize]) -> Result<()> {
-    let object = header_object(image.id());
-    let keys: Vec<_> = snapshots.iter().map(|s| format!("snapshot_{:016x}", s.snap.0)).collect();
     let what = || format!("cannot correct the sizes of snapshots of image {}", image.id());
-    let answer =
-        image.header_ioctx().read_one(&object, SnapId::HEAD, ReadSub::OmapGetByKeys(keys.clone())).await;
-    let ReadAnswer::Omap(page) = answer.context(what())? else {
-        return Err(Error::new(libc::EBADMSG, what()));
+    for _ in 0..ATTEMPTS_MAX {
+        let (entries, version) = corrected_records(image, snapshots).await.context(what())?;
+        let op = HeaderUpdate::of(image.id()).set_size(head_size).into_op();
+        let op = op.with(WriteSub::AssertVersion(version)).with(WriteSub::OmapSet(entries));
+        match image.header_ioctx().write(op).await {
+            Ok(_) => return Ok(()),
+            // What the assertion fails with: somebody changed the header in between.
+            Err(error) if error.is(libc::ERANGE) || error.is(libc::EOVERFLOW) => {}
+            Err(error) => return Err(error.context(what())),
+        }
+    }
+    Err(Error::new(libc::EAGAIN, format!("{}: others keep changing its header", what())))
+}
+
+/// The records of `snapshots`, corrected, and the version of the header that they were read from.
+async fn corrected_records(image: &Image, snapshots: &[SnapshotSize]) -> Result<(Vec<(String, Bytes)>, u64)> {
+    let keys: Vec<_> = snapshots.iter().map(|s| format!("snapshot_{:016x}", s.snap.0)).collect();
+    let op = ReadOp::new(header_object(image.id())).with(ReadSub::OmapGetByKeys(keys.clone()));
+    let reply = image.header_ioctx().read(op).await?;
+    let [ReadAnswer::Omap(page)] = reply.answers.as_slice() else {
+        return Err(Error::new(libc::EBADMSG, "the answer is not a list of records".to_string()));
     };
     let mut entries = Vec::new();
     for (key, size) in keys.into_iter().zip(snapshots) {
         let stored = page.entries.iter().find(|(k, _)| *k == key).map(|(_, value)| value);
         let stored =
-            stored.ok_or_else(|| Error::new(libc::ENOENT, format!("{}: {} is gone", what(), size.snap)))?;
-        entries.push((key, corrected(stored, size).map_err(Error::from).context(what())?));
+            stored.ok_or_else(|| Error::new(libc::ENOENT, format!("snapshot {} is gone", size.snap)))?;
+        entries.push((key, corrected(stored, size).map_err(Error::from)?));
     }
-    let op = HeaderUpdate::of(image.id()).set_size(head_size).into_op();
-    image.header_ioctx().write(op.with(WriteSub::OmapSet(entries))).await.map(drop).context(what())
+    Ok((entries, reply.version))
 }
 
 /// The record `stored` with another size and overlap.

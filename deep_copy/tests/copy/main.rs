@@ -2,6 +2,7 @@
 
 mod images;
 mod objects;
+mod sizes;
 
 use std::sync::LazyLock;
 
