@@ -119,3 +119,40 @@ async fn write_late(image: &Image, context: SnapContext, object: ObjectNumber) -
     image.data_ioctx().write(op.with(late)).await?;
     Ok(())
 }
+
+/// A sync was interrupted when it had written an object that only a user snapshot has; that is removed at the primary, and the
+/// copy's own object map cannot be used: the object goes all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resumed_sync_without_a_local_map_leaves_nothing_over() -> Result<()> {
+    const OBJECT: u64 = 31;
+    const OBJECT_BYTES: u64 = 4 * MIB;
+    let stage = Stage::set("resumed-unmapped").await?;
+    let (a, b) = (&stage.clusters.a, &stage.clusters.b);
+    let spec = stage.spec("image");
+    a.create_image(&spec, (OBJECT + 1) * OBJECT_BYTES, &[]).await?;
+    a.apply(&spec, Extents::default().fill(0, OBJECT * OBJECT_BYTES, 1)).await?;
+    let mut daemon = stage.daemon(b).await?;
+    stage.enable("image").await?;
+    stage.first_copy("image").await?;
+    daemon.stop(LIMIT).await?;
+
+    a.apply(&spec, Extents::default().fill(0, (OBJECT + 1) * OBJECT_BYTES, 2)).await?;
+    a.snap_create(&format!("{spec}@user")).await?;
+    a.apply(&spec, Extents::default().zeroes(OBJECT * OBJECT_BYTES, OBJECT_BYTES)).await?;
+    let snap = a.mirror_snapshot(&spec).await?;
+    let daemon = stage.daemon(b).await?;
+    stage.kill_half_way(daemon, "image").await?;
+    // What the sync does to this object first.
+    let (image, header) = stage.b.open(&spec).await?;
+    let op = WriteOp::new(image.data_object(ObjectNumber(OBJECT)));
+    image.data_ioctx().write(op.with(WriteSub::WriteFull(Bytes::from(vec![2; 4096])))).await?;
+    rbd::snapshots::invalidate_object_map(&image, &header, SnapId::HEAD).await?;
+    a.snap_remove(&format!("{spec}@user")).await?;
+
+    // Left to itself, it looks at every object because a snapshot was removed.
+    let trust = ["--rbd-mirror-object-map-trust=always".to_string()];
+    let mut daemon = stage.daemon_with(&ours(), b, &trust).await?;
+    stage.arrived("image", snap).await?;
+    daemon.stop(LIMIT).await?;
+    stage.strike().await
+}
