@@ -130,8 +130,11 @@ impl Comparison {
                 Err(error) => return Err(error),
             }
         }
-        let found = digest(of, Extent::new(0, 0), 0).await?;
-        Ok(found.map(|(size, sums)| Digest { size, sums: Sums::Whole(sums) }))
+        match digest(of, Extent::new(0, 0), 0).await? {
+            // Of nothing there is no sum.
+            Some((size, sums)) if sums.len() != usize::from(size > 0) => Err(unexpected(of.object)),
+            found => Ok(found.map(|(size, sums)| Digest { size, sums: Sums::Whole(sums) })),
+        }
     }
 
     /// The sums of the first `chunks` chunks, all of which lie within the object; taken from `known` if they are there.

@@ -235,7 +235,8 @@ fn pieces(reads: &[(Extent, ReadAnswer)]) -> Option<Vec<(u64, Bytes)>> {
     for (asked, answer) in reads {
         let (extents, data) = match answer {
             ReadAnswer::Sparse { extents, data } => (extents, data),
-            ReadAnswer::Data(data) if data.len() as u64 <= asked.length => {
+            // The range lies within the object: what a shorter answer leaves out would become zeros.
+            ReadAnswer::Data(data) if data.len() as u64 == asked.length => {
                 push_nonzero(&mut pieces, asked.offset, data);
                 continue;
             }

@@ -1,13 +1,13 @@
 //! Throughput of this crate on a cluster, to be held against `rados bench`.
 //!
-//! `bench CONF POOL [DEPTH]`: 4 MiB writes, the same read back, and 4 KiB writes, each with DEPTH operations in flight
-//! (default 16). Prints MiB/s, operations/s, and the CPU time of this process per operation. Removes its objects.
+//! `bench CONF POOL [DEPTH]`: 4 MiB writes, the same read back, 4 KiB writes, and reads of 4 KiB in compound operations of
+//! five parts, each with DEPTH operations in flight (default 16). Prints MiB/s, operations/s, and the CPU time of this process per operation. Removes its objects.
 
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
-use rados::{ConnectOptions, Extent, IoCtx, Result, SnapId, WriteOp, WriteSub};
+use rados::{ConnectOptions, Extent, IoCtx, ReadOp, ReadSub, Result, SnapId, WriteOp, WriteSub};
 
 const LARGE: u64 = 4 << 20;
 const SMALL: u64 = 4 << 10;
@@ -43,6 +43,13 @@ async fn main() -> Result<()> {
         async move { io.write(op).await.map(drop) }
     };
     measure("4 KiB writes", 20_000, SMALL, depth, write).await?;
+    let read = |i: u64| {
+        let parts =
+            (0..5).map(|part| ReadSub::SparseRead(Extent::new((i / 256 % 8 + 8 * part) * SMALL, SMALL)));
+        let (io, op) = (io.clone(), parts.fold(ReadOp::new(format!("{stem}-{}", i % 256)), ReadOp::with));
+        async move { io.read(op).await.map(drop) }
+    };
+    measure("5 x 4 KiB reads", 50_000, 5 * SMALL, depth, read).await?;
     remove(&io, &stem).await?;
     drop((io, cluster));
     rados::all_closed(Duration::from_secs(10)).await;
@@ -60,7 +67,7 @@ async fn measure<F: Future<Output = Result<()>>>(
     stream::iter(0..count).map(run).buffer_unordered(depth).try_collect::<()>().await?;
     let (seconds, cpu) = (started.elapsed().as_secs_f64(), cpu_seconds() - cpu);
     println!(
-        "{what:14} depth {depth:3}: {:7.0} MiB/s, {:7.0} op/s, {:6.0} us of CPU each",
+        "{what:15} depth {depth:3}: {:7.0} MiB/s, {:7.0} op/s, {:6.0} us of CPU each",
         (count * bytes) as f64 / seconds / f64::from(1 << 20),
         count as f64 / seconds,
         cpu / count as f64 * 1e6,

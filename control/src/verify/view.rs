@@ -151,7 +151,10 @@ impl View {
             return Ok(None);
         };
         match reply.answers.as_slice() {
-            [ReadAnswer::Stat { size, .. }, ReadAnswer::Checksums(sums)] => {
+            // Of nothing there is no checksum.
+            [ReadAnswer::Stat { size, .. }, ReadAnswer::Checksums(sums)]
+                if sums.len() == usize::from(*size > 0) =>
+            {
                 Ok(Some(Digest { size: *size, version: reply.version, sums: sums.clone() }))
             }
             _ => Err(rados::Error::new(libc::EBADMSG, format!("cannot use the checksum of object '{name}'"))),
@@ -222,10 +225,13 @@ impl View {
 impl Layer {
     async fn object_size(&self, name: &str) -> Result<Option<u64>> {
         let stat = self.image.data_ioctx().read_one(name, self.snap, ReadSub::Stat).await.optional()?;
-        Ok(match stat {
-            Some(ReadAnswer::Stat { size, .. }) => Some(size),
-            _ => None,
-        })
+        match stat {
+            None => Ok(None),
+            Some(ReadAnswer::Stat { size, .. }) => Ok(Some(size)),
+            Some(_) => {
+                Err(rados::Error::new(libc::EBADMSG, format!("cannot use the size of object '{name}'")))
+            }
+        }
     }
 }
 

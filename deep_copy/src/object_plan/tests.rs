@@ -88,10 +88,11 @@ fn refuses_answers_that_do_not_fit() {
     let plain = |length| ReadAnswer::Data(vec![1; length].into());
     assert!(frame.write(&action, &[(asked, plain(4))]).is_some());
     assert!(frame.write(&action, &[(asked, plain(5))]).is_none());
+    assert!(frame.write(&action, &[(asked, plain(3))]).is_none(), "the range lies within the object");
     assert!(frame.write(&action, &[(asked, ReadAnswer::Done)]).is_none());
 }
 
-/// What a range lacks, whichever way it was read, becomes zeros; and the data stands in front of the guard.
+/// What a sparse read leaves out becomes zeros, as do runs of zeros; and the data stands in front of the guard.
 #[test]
 fn small_ranges_are_read_plainly_and_data_comes_first() {
     let small = Extent::new(8192, PLAIN_READ_BYTES_MAX);
@@ -105,7 +106,8 @@ fn small_ranges_are_read_plainly_and_data_comes_first() {
     let action = Action::Update { size, ranges };
     let zeros = ReadAnswer::Data(vec![0; 4096].into());
     let data = Bytes::from(vec![7; 100]);
-    let reads = [(Extent::new(0, 4096), zeros), (Extent::new(8192, 4096), ReadAnswer::Data(data.clone()))];
+    let sparse = ReadAnswer::Sparse { extents: vec![Extent::new(8192, 100)], data: data.clone() };
+    let reads = [(Extent::new(0, 4096), zeros), (Extent::new(8192, 4096), sparse)];
     let op = frame.write(&action, &reads).expect("a write");
     let guard = op.subs.last().expect("a guard");
     assert!(matches!(guard, WriteSub::Exec { method, .. } if method == "assert_snapc_seq"), "{guard:?}");

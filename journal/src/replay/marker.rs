@@ -80,7 +80,7 @@ pub async fn read_marker(image: &Image) -> Result<Option<Marker>> {
                 Ok(None)
             }
         },
-        Ok(_) => Ok(None),
+        Ok(_) => Err(Error::new(libc::EBADMSG, format!("cannot read the marker of image {}", image.id()))),
         Err(error) if error.is(libc::ENODATA) => Ok(None),
         Err(error) => Err(error.context(format!("cannot read the marker of image {}", image.id()))),
     }

@@ -4,6 +4,7 @@
 //! * [`closing`]: waiting for connections to be shut down.
 //! * [`completion`]: how an asynchronous call of librados becomes a future, and who owns its memory meanwhile.
 //! * [`ops`]: reads and writes of one object, over the C++ shim (`shim.cc`).
+//! * [`answers`]: whether what came back for a part of a read is an answer to it.
 //! * [`watch`]: watches that come back by themselves, and notifications.
 //! * [`blocking`]: what librados offers only as a call that waits.
 //! * [`options`]: which options librados knows.
@@ -18,6 +19,7 @@
 
 #![allow(unsafe_code)]
 
+mod answers;
 mod blocking;
 mod closing;
 mod completion;

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
+use super::answers::{NO_RESULT, check_answer, check_result};
 use super::completion::{self, Outcome, Payload, Receiver, State};
 use super::connection::{Connection, Io, check};
 use super::ffi::{self, RsCompletion, RsExtent, RsRead, RsWrite, Slice};
@@ -29,9 +30,6 @@ use crate::types::{Extent, SnapId};
 
 /// Data up to this length is copied out of the network layer's buffer, which may be much larger than the data.
 const COPY_BYTES_MAX: usize = 4096;
-
-/// `rval` of a sub-operation about which the OSD said nothing (as in `shim.cc`).
-const NO_RESULT: i32 = i32::MIN;
 
 /// Reads one object.
 pub(super) async fn read(connection: Arc<Connection>, location: Location, op: ReadOp) -> Result<ReadReply> {
@@ -198,24 +196,35 @@ impl Reading {
 
     /// Index of the sub-operation that failed, when the OSD told.
     fn failed_sub(&self, subs: usize, rval: i32) -> Option<usize> {
-        // SAFETY: the operation is complete; the index is below the number of sub-operations.
-        let failed = (0..subs).find(|i| match unsafe { ffi::rs_read_rval(self.0, *i) } {
+        let failed = (0..subs).find(|i| match self.result(*i) {
             NO_RESULT => false,
             sub_rval => sub_rval < 0 && sub_rval == rval,
         });
         failed.or((subs == 1).then_some(0))
     }
 
+    /// The result of sub-operation `index`: a negative error number, or [`NO_RESULT`], when it has no answer.
+    fn result(&self, index: usize) -> i32 {
+        // SAFETY: the operation is complete; the index is below the number of sub-operations.
+        unsafe { ffi::rs_read_rval(self.0, index) }
+    }
+
     /// The answer to sub-operation `index` of an operation that succeeded.
     fn answer(&self, index: usize, sub: &ReadSub) -> Result<ReadAnswer> {
+        check_result(sub, self.result(index))?;
+        let answer = self.take(index, sub)?;
+        check_answer(sub, &answer)?;
+        Ok(answer)
+    }
+
+    /// What librados stored for sub-operation `index`.
+    fn take(&self, index: usize, sub: &ReadSub) -> Result<ReadAnswer> {
         Ok(match sub {
             ReadSub::Read(_) | ReadSub::GetXattr(_) | ReadSub::Exec { .. } => {
                 ReadAnswer::Data(self.data(index))
             }
             ReadSub::SparseRead(_) => {
-                let (extents, data) = (self.extents(index), self.data(index));
-                check_sparse(&extents, &data)?;
-                ReadAnswer::Sparse { extents, data }
+                ReadAnswer::Sparse { extents: self.extents(index), data: self.data(index) }
             }
             ReadSub::Stat => {
                 let (mut size, mut mtime_seconds) = (0, 0);
@@ -404,18 +413,6 @@ fn decode_checksums(kind: ChecksumKind, bytes: &[u8]) -> Result<Vec<u64>> {
     Ok(sums?)
 }
 
-/// Users slice `data` by `extents`: they must agree.
-fn check_sparse(extents: &[Extent], data: &Bytes) -> Result<()> {
-    let total = extents.iter().try_fold(0u64, |sum, extent| sum.checked_add(extent.length));
-    if total != Some(data.len() as u64) {
-        return Err(Error::new(
-            libc::EBADMSG,
-            "cannot use a sparse read whose extents and data differ in length",
-        ));
-    }
-    Ok(())
-}
-
 /// A write operation of the shim, and the data that it lends to librados.
 ///
 /// The shim holds a reference of its own to each lent buffer. Librados has let go of all of them when those are the only
@@ -559,4 +556,27 @@ pub(super) async fn snap_remove(connection: Arc<Connection>, location: Location,
     })?;
     let (outcome, ()) = completion::answer(receiver).await?;
     check(outcome.rval, what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An operation that was never answered, as librados leaves the parts of one that it could not decode.
+    #[test]
+    fn a_part_without_an_answer_is_not_taken_for_an_empty_one() {
+        let subs = [
+            ReadSub::SparseRead(Extent::new(0, 4096)),
+            ReadSub::ListSnaps,
+            ReadSub::ListWatchers,
+            ReadSub::Stat,
+            ReadSub::Read(Extent::new(0, 4096)),
+            ReadSub::OmapGetByKeys(vec!["key".into()]),
+        ];
+        for sub in subs {
+            let op = ReadOp::new("object").with(sub.clone());
+            let answer = Reading::new(&op).answer(0, &sub);
+            assert!(answer.as_ref().is_err_and(|error| error.is(libc::EBADMSG)), "{sub:?}: {answer:?}");
+        }
+    }
 }

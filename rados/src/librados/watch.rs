@@ -423,16 +423,14 @@ pub(super) async fn notify(
         }
         _ => {
             check(outcome.rval, what)?;
-            Ok(NotifyReply::default())
+            // Without watchers two empty lists come. Nothing at all says nothing of who watches.
+            Err(Error::new(libc::EBADMSG, format!("{}: the OSD's reply is empty", what())))
         }
     }
 }
 
 /// A map of (client, cookie) to the answer, then a set of (client, cookie) that did not answer.
 fn decode_reply(bytes: &[u8]) -> Result<NotifyReply> {
-    if bytes.is_empty() {
-        return Ok(NotifyReply::default());
-    }
     let mut d = Decoder::new(bytes, "reply to a notification");
     Ok(NotifyReply {
         answers: d.seq(20, |d| Ok((d.u64()?, d.u64()?, Bytes::copy_from_slice(d.blob()?))))?,
