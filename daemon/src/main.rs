@@ -18,6 +18,8 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+/// The exit code of a daemon that failed, or was told twice to end.
+const FAILURE: u8 = 1;
 /// Threads that run tasks: the work is waiting for clusters, and copying is done in place.
 const WORKER_THREADS_MAX: usize = 4;
 /// How long connections may take to close at the end.
@@ -47,17 +49,19 @@ fn main() -> ExitCode {
         }
     };
     let log_is_stderr = options.log_to_stderr;
-    match Configuration::load(options).and_then(|configuration| start(&configuration)) {
-        Ok(()) => ExitCode::SUCCESS,
+    let code = match Configuration::load(options).and_then(|configuration| start(&configuration)) {
+        Ok(()) => 0,
         Err(e) => {
             tracing::error!("{e:#}");
             // Said once where both would reach the same terminal.
             if !(log_is_stderr && tracing::dispatcher::has_been_set()) {
                 eprintln!("rbd-mirror: {e:#}");
             }
-            ExitCode::FAILURE
+            FAILURE
         }
-    }
+    };
+    // Connections have had their time to close. An ordinary exit would destroy what threads of librados still use.
+    rados::end_process(code, Duration::ZERO)
 }
 
 /// Prepares the process, then runs the daemon in it.
@@ -173,7 +177,7 @@ impl Signals {
             }
             if cancel.is_cancelled() {
                 tracing::warn!("told twice to end: ending at once");
-                std::process::exit(1);
+                rados::end_process(FAILURE, Duration::ZERO);
             }
             tracing::info!("told to end");
             cancel.cancel();
