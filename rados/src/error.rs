@@ -17,7 +17,8 @@ pub struct Error {
 pub enum ErrorClass {
     /// It may go away by itself: try again, later and later.
     Transient,
-    /// This connection was blocklisted or shut down: nothing will work on it again; drop it and start over.
+    /// This connection was blocklisted: nothing will work on it again; drop it and start over. A watch that was lost is no
+    /// sign of that (ENOTCONN): whether the client is blocklisted shows when the watch is registered again.
     Fenced,
     /// An answer that the caller must judge.
     Permanent,
@@ -47,10 +48,14 @@ impl Error {
     /// How to meet it.
     pub fn class(&self) -> ErrorClass {
         match self.errno {
-            libc::ESHUTDOWN | libc::ENOTCONN => ErrorClass::Fenced,
-            libc::ETIMEDOUT | libc::EAGAIN | libc::EINTR | libc::EBUSY | libc::ENOSPC | libc::EDQUOT => {
-                ErrorClass::Transient
-            }
+            libc::ESHUTDOWN => ErrorClass::Fenced,
+            libc::ETIMEDOUT
+            | libc::EAGAIN
+            | libc::EINTR
+            | libc::EBUSY
+            | libc::ENOTCONN
+            | libc::ENOSPC
+            | libc::EDQUOT => ErrorClass::Transient,
             _ => ErrorClass::Permanent,
         }
     }

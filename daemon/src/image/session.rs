@@ -30,6 +30,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 
 use super::ImageContext;
+use super::bootstrap;
 use super::lifeline::Lifeline;
 use super::remote_watch::RemoteWatch;
 use super::status::Progress;
@@ -279,7 +280,15 @@ impl<'a> Session<'a> {
         tokio::select! {
             biased;
             () = ctx.cancel.cancelled() => Ok(Some(End::Cancelled)),
-            () = ctx.changed.notified() => Ok(Some(End::Again(Duration::ZERO))),
+            () = ctx.changed.notified() => {
+                // After a gap in which news may have been missed, every image is told so.
+                if !bootstrap::is_pair(ctx, self.local.image.id(), self.remote.image.id()).await {
+                    return Ok(Some(End::Again(Duration::ZERO)));
+                }
+                self.local.refresh().await?;
+                self.remote.refresh().await?;
+                Ok(None)
+            }
             changed = self.lock_report.changed() => match changed {
                 Ok(()) => self.local_changed().await,
                 Err(_) => Ok(Some(End::Again(Duration::ZERO))),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use rados::{IoCtx, Watch, WatchEvent, WriteOp, WriteSub};
+use rados::{ErrorClass, IoCtx, Watch, WatchEvent, WriteOp, WriteSub};
 use tests::OsdEnd;
 
 use super::{ceph, connect, pool_of, soon, unique};
@@ -78,7 +78,9 @@ async fn a_watch_that_the_osd_dropped_comes_back() {
     // Librados pings every five seconds: an OSD that waits for two gives the watch up.
     let mut watch = io.watch(&name, Duration::from_secs(2)).await.unwrap();
     match soon("the loss", watch.next()).await {
-        Some(WatchEvent::Lost(error)) => assert!(error.is(libc::ENOTCONN), "{error}"),
+        Some(WatchEvent::Lost(error)) => {
+            assert_eq!((error.errno(), error.class()), (libc::ENOTCONN, ErrorClass::Transient), "{error}");
+        }
         other => panic!("{other:?}"),
     }
     let Some(WatchEvent::Restored { cookie }) = soon("the return", watch.next()).await else {

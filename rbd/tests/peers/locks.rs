@@ -203,7 +203,7 @@ pub async fn a_blocklisted_owner_learns_of_it(world: &World) -> Result<()> {
     let lock = open_lock(&pool, &image, RequestPolicy::HandOver).await?;
     acquire(&lock, LIMIT).await?;
     world.stock.blocklist_add(cluster.address()).await?;
-    let fenced = |error: &Error| error.is(libc::ESHUTDOWN) || error.is(libc::ENOTCONN);
+    let fenced = |error: &Error| error.is(libc::ESHUTDOWN);
     let report = wait_report(
         &lock,
         "the end",
