@@ -18,5 +18,6 @@ pub mod reports;
 pub mod retry;
 pub mod service;
 pub mod settings;
+pub mod space;
 pub mod status;
 pub mod supervisor;

@@ -34,6 +34,7 @@ use crate::reports::Reports;
 use crate::retry::{Backoff, pause};
 use crate::service::{Level, ServiceDaemon};
 use crate::settings::Settings;
+use crate::space;
 
 /// Pauses between sessions.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
@@ -237,11 +238,15 @@ impl<'a> Session<'a> {
             drop(self.shared.remote_snap_ids(&self.remote_pool));
             let releases = orders.borrow_and_update().leader_releases;
             let mut namespaces = Namespaces::new(self, control);
+            let (space, replayer) = (&self.shared.space, self.replayer);
             // Namespaces are ended in order whatever ends the leadership, also when the session is cancelled.
             let lost = tokio::select! {
                 () = cancel.cancelled() => None,
                 lost = leader.hold() => Some(Err(failure("lost the leadership of the pool")(lost))),
                 failed = namespaces.work() => Some(Err(failed)),
+                failed = space::watch(&self.local, space, replayer.pool, &replayer.service) => {
+                    Some(Err(failure("lost the connection to the local cluster")(failed)))
+                }
                 _ = orders.wait_for(|orders| orders.leader_releases != releases) => None,
             };
             namespaces.end().await;

@@ -170,8 +170,11 @@ impl Journal {
         }
         let journal = Journal::of(header_ioctx, image, layout);
         let pool = layout.pool.map_or(-1, |pool| pool.0);
-        let created = journal.write("create", |e| e.u8(layout.order).u8(layout.splay_width).i64(pool)).await;
-        created.context(context)?;
+        let mut e = Encoder::new();
+        e.u8(layout.order).u8(layout.splay_width).i64(pool);
+        // The removal of a copy, which frees space, gives it a journal of its own first.
+        let op = WriteOp::new(journal.metadata_object()).exec(CLASS, "create", e.finish()).despite_full();
+        header_ioctx.write(op).await.context(context)?;
         Ok(journal)
     }
 

@@ -35,6 +35,11 @@ impl Error {
         self.errno
     }
 
+    /// What was tried: completes the sentence "cannot …", or is one.
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+
     /// True when the error number is `errno`.
     pub fn is(&self, errno: i32) -> bool {
         self.errno == errno

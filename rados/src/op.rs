@@ -171,6 +171,9 @@ pub struct WriteOp {
     pub object: String,
     /// Snapshots to preserve; the default preserves none.
     pub snap_context: SnapContext,
+    /// Carried out although the pool is full: for what must be written in order to free space. Any other write that needs
+    /// room is refused then (EDQUOT, ENOSPC).
+    pub despite_full: bool,
     /// What to change.
     pub subs: Vec<WriteSub>,
 }
@@ -263,7 +266,18 @@ impl ReadOp {
 impl WriteOp {
     /// An empty change of `object`.
     pub fn new(object: impl Into<String>) -> Self {
-        WriteOp { object: object.into(), snap_context: SnapContext::default(), subs: Vec::new() }
+        WriteOp {
+            object: object.into(),
+            snap_context: SnapContext::default(),
+            despite_full: false,
+            subs: Vec::new(),
+        }
+    }
+
+    /// Carries it out although the pool is full.
+    pub fn despite_full(mut self) -> Self {
+        self.despite_full = true;
+        self
     }
 
     /// Preserves the snapshots of `snap_context`.

@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rados::encoding::{Decode, DecodeError, Decoder, Encode, Encoder};
 use rados::error::ResultExt;
-use rados::{IoCtx, Result};
+use rados::{IoCtx, Result, WriteOp};
 
 use crate::directory;
 use crate::types::{ImageId, Timestamp};
@@ -181,9 +181,11 @@ pub async fn get(ioctx: &IoCtx, id: &ImageId) -> Result<Option<TrashImage>> {
 pub async fn add(ioctx: &IoCtx, id: &ImageId, image: &TrashImage) -> Result<()> {
     let mut e = Encoder::new();
     e.string(&id.0).value(image);
-    match ioctx.exec_write(TRASH_OBJECT, "rbd", "trash_add", e.finish()).await {
+    // A removal begins with this, which frees space, and may have to create the object.
+    let op = WriteOp::new(TRASH_OBJECT).exec("rbd", "trash_add", e.finish()).despite_full();
+    match ioctx.write(op).await {
         Err(error) if error.is(libc::EEXIST) => Ok(()),
-        other => other.context(format!("cannot add image {id} to the trash")),
+        other => other.map(drop).context(format!("cannot add image {id} to the trash")),
     }
 }
 

@@ -31,6 +31,7 @@ use self::journal_mode::ResyncWish;
 use crate::report::Report;
 use crate::retry::Backoff;
 use crate::settings::JournalSettings;
+use crate::space::Space;
 
 /// What an image's task is given.
 #[derive(Clone)]
@@ -75,6 +76,8 @@ pub struct Shared {
     pub journal_budget: Arc<JournalBudget>,
     /// Bound on how often all journals together are looked at.
     pub poll_budget: Arc<PollBudget>,
+    /// Whether the local pools have room.
+    pub space: Space,
 }
 
 /// Looks at journals per second, of all images together, that may have new entries.
@@ -104,6 +107,7 @@ impl Shared {
             budget: Budget::new(bytes_max),
             journal_budget: JournalBudget::new(bytes_max),
             poll_budget,
+            space: Space::default(),
         }
     }
 
@@ -128,6 +132,11 @@ pub enum Outcome {
 }
 
 impl ImageContext {
+    /// Fails when the local pool is full, or the one in which the data of the image lies.
+    fn expect_room(&self, data_pool: PoolId) -> Result<()> {
+        self.shared.space.expect_room(&[self.local.pool_id(), data_pool])
+    }
+
     fn publish(&self, mut report: Report, image_name: &str) {
         report.image_name = image_name.to_string();
         self.report.send_if_modified(|published| {
@@ -147,7 +156,7 @@ pub async fn run(ctx: ImageContext) -> Outcome {
     let mut wish = ResyncWish::default();
     loop {
         let began = Instant::now();
-        let mut failed = false;
+        let (mut failed, mut refused) = (false, false);
         let pause = match attempt(&ctx).await {
             Ok(Attempt::Over) => return Outcome::Done,
             Ok(Attempt::Again(pause)) => {
@@ -159,9 +168,12 @@ pub async fn run(ctx: ImageContext) -> Outcome {
                 return Outcome::Fenced;
             }
             Err(error) => {
-                tracing::warn!(image = %ctx.global_image_id, "{error}");
+                let refusal = ctx.shared.space.refusal(&ctx.local, &error).await;
+                refused = refusal.is_some();
+                let description = refusal.map_or(error.to_string(), |full| full.what().to_string());
+                tracing::warn!(image = %ctx.global_image_id, "{description}");
                 let name = ctx.report.borrow().image_name.clone();
-                ctx.publish(Report::new(StatusState::Error, error.to_string()), &name);
+                ctx.publish(Report::new(StatusState::Error, description), &name);
                 if began.elapsed() > RETRY_PAUSES.1 {
                     backoff.reset();
                 }
@@ -173,6 +185,7 @@ pub async fn run(ctx: ImageContext) -> Outcome {
             () = ctx.cancel.cancelled() => return Outcome::Done,
             () = ctx.changed.notified() => {}
             () = wish.arises(&ctx), if failed => {}
+            () = ctx.shared.space.room(), if refused => {}
             () = tokio::time::sleep(pause) => {}
         }
     }

@@ -50,6 +50,8 @@ enum Interruption {
     Cancelled,
     /// The pair has changed: open it anew.
     Changed,
+    /// There is no room for the copy.
+    Full,
 }
 
 impl Session<'_> {
@@ -57,6 +59,8 @@ impl Session<'_> {
     /// was last looked at.
     pub(super) async fn round(&mut self, sync: &Sync, seen: SeenSnapshots) -> Result<Option<End>> {
         let ctx = self.ctx;
+        let data_pool = self.local.image.data_ioctx().pool_id();
+        ctx.expect_room(data_pool)?;
         let kept_since_last_round = self.lock.is_held();
         if self.local.header.features.has(Features::EXCLUSIVE_LOCK) {
             self.lock.acquire().await?;
@@ -86,6 +90,8 @@ impl Session<'_> {
             return Ok(Some(match interruption {
                 Interruption::Cancelled => End::Cancelled,
                 Interruption::Changed => End::Again(YIELD_PAUSE),
+                // Unless there is room again.
+                Interruption::Full => return ctx.expect_room(data_pool).map(|()| None),
             }));
         }
         if self.lock_report.borrow().requested.is_some() {
@@ -202,6 +208,7 @@ impl Session<'_> {
         };
         let mut copy = copier.run().boxed();
         let mut interruption = None;
+        let pools = [self.ctx.local.pool_id(), self.local.image.data_ioctx().pool_id()];
         let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
         let ctx = self.ctx;
         // Nothing in this loop may return before the copy has: its writes would go on unwatched.
@@ -209,6 +216,7 @@ impl Session<'_> {
             let heard = tokio::select! {
                 outcome = &mut copy => break outcome,
                 () = ctx.cancel.cancelled(), if interruption.is_none() => Some(Interruption::Cancelled),
+                _ = ctx.shared.space.full(&pools), if interruption.is_none() => Some(Interruption::Full),
                 () = ctx.changed.notified(), if interruption.is_none() => {
                     // Ours at the beginning of a first copy is among what is announced.
                     let same = bootstrap::is_pair(ctx, self.local.image.id(), self.remote.image.id()).await;

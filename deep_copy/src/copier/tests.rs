@@ -39,7 +39,7 @@ impl World {
 
     async fn write(&self, object: u64, sub: WriteSub) {
         let snap_context = SnapContext::new(self.pairs.iter().map(|(remote, _)| *remote).collect());
-        let op = WriteOp { object: format!("r.{object:016x}"), snap_context, subs: vec![sub] };
+        let op = WriteOp::new(format!("r.{object:016x}")).under(snap_context).with(sub);
         self.remote.ioctx().write(op).await.ok();
     }
 

@@ -128,7 +128,7 @@ impl World {
     }
 
     async fn write(&self, context: SnapContext, subs: Vec<WriteSub>) {
-        let op = WriteOp { object: "r.0000000000000000".into(), snap_context: context, subs };
+        let op = WriteOp { subs, ..WriteOp::new("r.0000000000000000").under(context) };
         self.remote.ioctx().write(op).await.optional().unwrap();
     }
 

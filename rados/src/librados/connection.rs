@@ -4,6 +4,9 @@
 //! * `admin_socket` is emptied: librados would open one per handle, at the path that belongs to the daemon.
 //! * `objecter_inflight_ops` and `objecter_inflight_op_bytes` are 0, no throttle: a full one blocks the thread that
 //!   submits, which here is an async worker. [`Bounds`] stands in front of it and makes the *task* wait instead.
+//! * Every I/O context has the flag FULL_TRY: librados would hold back all that changes anything in a pool that is full, also
+//!   what frees space or needs none, and say nothing. With the flag the OSD decides, and refuses what needs room (EDQUOT when
+//!   the pool has reached its quota, ENOSPC when OSDs are full).
 //!
 //! Invariants:
 //! * A [`Permit`] is held until the operation is completed, also when nobody waits for it any more.
@@ -146,7 +149,10 @@ impl Connection {
         let created = unsafe { c::rados_ioctx_create2(self.cluster.0, location.pool.0, &mut io) };
         check(created, || format!("cannot open pool {}", location.pool))?;
         // SAFETY: `io` was just made and is not shared yet.
-        unsafe { c::rados_ioctx_set_namespace(io, namespace.as_ptr()) };
+        unsafe {
+            c::rados_ioctx_set_namespace(io, namespace.as_ptr());
+            ffi::rados_set_pool_full_try(io);
+        }
         let raw = Arc::new(RawIo(io));
         Ok(self.contexts().entry(location).or_insert(raw).clone())
     }

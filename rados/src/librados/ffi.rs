@@ -66,6 +66,7 @@ unsafe extern "C" {
         namespace_length: *mut usize,
     ) -> c_int;
 
+    pub fn rados_set_pool_full_try(io: rados_ioctx_t);
     pub fn rados_getaddrs(cluster: rados_t, addresses: *mut *mut c_char) -> c_int;
     pub fn rados_mgr_command(
         cluster: rados_t,
@@ -231,6 +232,7 @@ unsafe extern "C" {
         snap_seq: u64,
         snaps: *const u64,
         snap_count: usize,
+        force: c_int,
         callback: Callback,
         arg: *mut c_void,
         completion: *mut *mut RsCompletion,

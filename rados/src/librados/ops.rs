@@ -101,7 +101,8 @@ fn submit_write(
         // callback; the context is live; name and snapshots are copied during the call.
         unsafe {
             let (snaps, count) = (snaps.as_ptr(), snaps.len());
-            ffi::rs_write_submit(write, io.raw(), object, seq, snaps, count, callback, arg, completion)
+            let force = op.despite_full.into();
+            ffi::rs_write_submit(write, io.raw(), object, seq, snaps, count, force, callback, arg, completion)
         }
     })
 }

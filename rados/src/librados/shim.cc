@@ -368,16 +368,17 @@ void rs_write_assert_exists(rs_write *w) noexcept { w->op.assert_exists(); }
 
 void rs_write_assert_version(rs_write *w, uint64_t version) noexcept { w->op.assert_version(version); }
 
-// Submits under a snapshot context; callback and *completion as in rs_read_submit.
+// Submits under a snapshot context, with force also when the pool is full; callback and *completion as in rs_read_submit.
 int rs_write_submit(rs_write *w, rados_ioctx_t io, Slice object, uint64_t snap_seq, const uint64_t *snaps,
-                    size_t snap_count, rados_callback_t callback, void *arg,
+                    size_t snap_count, int force, rados_callback_t callback, void *arg,
                     librados::AioCompletion **completion) noexcept
 {
   librados::IoCtx ctx;
   librados::IoCtx::from_rados_ioctx_t(io, ctx);
   std::vector<librados::snap_t> snap_ids(snaps, snaps + snap_count);
   auto *c = librados::Rados::aio_create_completion(arg, callback);
-  int rval = ctx.aio_operate(object.str(), c, &w->op, snap_seq, snap_ids);
+  int flags = force ? librados::OPERATION_FULL_FORCE : librados::OPERATION_NOFLAG;
+  int rval = ctx.aio_operate(object.str(), c, &w->op, snap_seq, snap_ids, flags, nullptr);
   if (rval < 0) {
     c->release();
   } else {

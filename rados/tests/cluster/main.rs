@@ -2,6 +2,7 @@
 
 mod connection;
 mod faults;
+mod full;
 mod locks;
 mod objects;
 mod snapshots;

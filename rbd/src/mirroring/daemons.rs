@@ -66,8 +66,10 @@ impl MirrorDaemons {
 
     /// Creates the object unless it is there, so that it can be watched and locked.
     pub async fn create(&self) -> Result<()> {
-        let created =
-            self.ioctx.write(WriteOp::new(LEADER_OBJECT).with(WriteSub::Create { exclusive: false })).await;
+        let created = self
+            .ioctx
+            .write(WriteOp::new(LEADER_OBJECT).with(WriteSub::Create { exclusive: false }).despite_full())
+            .await;
         created.map(drop).context(format!("cannot create object '{LEADER_OBJECT}'"))
     }
 

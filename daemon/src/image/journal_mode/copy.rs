@@ -218,6 +218,7 @@ impl Session<'_> {
         let copier = self.copier(begun, peer, progress, stop.clone()).await?;
         let mut copy = copier.run().boxed();
         let mut stopped = None;
+        let pools = [self.ctx.local.pool_id(), self.local.image.image.data_ioctx().pool_id()];
         let mut ticks = tokio::time::interval(PROGRESS_INTERVAL);
         let ctx = self.ctx;
         // Nothing in this loop may return before the copy has: its writes would go on unwatched.
@@ -225,6 +226,7 @@ impl Session<'_> {
             let heard = tokio::select! {
                 outcome = &mut copy => break outcome,
                 () = ctx.cancel.cancelled(), if stopped.is_none() => Some(Ok(End::Cancelled)),
+                full = ctx.shared.space.full(&pools), if stopped.is_none() => Some(Err(full)),
                 () = ctx.changed.notified(), if stopped.is_none() => {
                     let same = bootstrap::is_pair(
                         ctx,

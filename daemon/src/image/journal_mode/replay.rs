@@ -92,6 +92,7 @@ impl Session<'_> {
 
     /// Replays the remote journal from where the copy is. Nothing is in flight when this returns, whatever it returns.
     pub(super) async fn replay(&mut self, until: Until) -> Result<Option<End>> {
+        self.ctx.expect_room(self.local.image.image.data_ioctx().pool_id())?;
         let (journal, id) = (self.their_journal(), self.ctx.local_mirror_uuid.to_string());
         let client = journal.client(&id).await?;
         let start = client.map(|client| client.commit_position).unwrap_or_default();
@@ -218,6 +219,7 @@ impl Session<'_> {
         let mut progress = Progress::new(self.registered.tags.iter().cloned().collect());
         let mut look_at = Some(tokio::time::Instant::now());
         let mut entry_at: Option<Instant> = None;
+        let pools = [self.ctx.local.pool_id(), self.local.image.image.data_ioctx().pool_id()];
         let mut ticks = tokio::time::interval(REPORT_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -230,6 +232,7 @@ impl Session<'_> {
             let stations = Stations { own: &mut self.local.journal, theirs: &journal, replay, commits, ctx };
             tokio::select! {
                 () = ctx.cancel.cancelled() => return Ok(Ended::Session(End::Cancelled)),
+                full = ctx.shared.space.full(&pools) => return Err(full),
                 () = ctx.changed.notified() => {
                     let (local, remote) = (self.local.image.image.id(), self.remote.image.image.id());
                     if !bootstrap::is_pair(ctx, local, remote).await {
