@@ -1,7 +1,7 @@
 //! Copies all objects of a round, many at once.
 //!
-//! Bounds: a number of objects per image ([`Options::objects_in_flight`]), and bytes in memory over all images of the
-//! daemon ([`crate::budget::Budget`]). The object maps are announced while the first objects are being read; no write
+//! Bounds: a number of objects per image ([`Options::objects_in_flight`]), and bytes in memory over all images of a
+//! pool ([`crate::budget::Budget`]). The object maps are announced while the first objects are being read; no write
 //! is made before that is done.
 //!
 //! Invariants:

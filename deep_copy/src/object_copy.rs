@@ -21,7 +21,7 @@ use rbd::object_map::ObjectState;
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
-use crate::budget::Budget;
+use crate::budget::{Part, Share};
 use crate::checksum::{Compared, Comparison};
 use crate::diff::Reason;
 use crate::object_plan::{Action, Local, WriteFrame, actions, read_of, state_after};
@@ -145,8 +145,8 @@ pub struct ObjectCopier {
     /// this remote snapshot, which one of them is a copy of. For clones with the deep-flatten feature: their snapshots
     /// lose the parent together with the head, as the primary's do, whose objects were copied up in the same way.
     pub copy_up_at: Option<SnapId>,
-    /// Bound on bytes in memory.
-    pub budget: Budget,
+    /// The image's part of the bound on bytes in memory.
+    pub budget: Part,
     /// Stops copies between two requests.
     pub cancel: CancellationToken,
 }
@@ -185,10 +185,10 @@ impl ObjectCopier {
         let alone = self.method == Method::Replay && self.steps.steps().len() == 1;
         let direct = alone && (reason == Reason::Whole || self.steps.start().is_none());
         // How much a direct read brings is not known before.
-        let share = if direct { Some(self.share(self.object_size).await?) } else { None };
-        let plan = match direct {
-            true => self.read_whole(&names, known).await?,
-            false => self.plan(&names, known, reason).await?,
+        let mut share = if direct { Some(self.share(self.object_size).await?) } else { None };
+        let plan = match &mut share {
+            Some(share) => share.while_reading(self.read_whole(&names, known)).await?,
+            None => self.plan(&names, known, reason).await?,
         };
         let copied = self.perform(&names, plan, ready, share.is_some()).await;
         drop(share);
@@ -214,8 +214,9 @@ impl ObjectCopier {
         if known != Local::Absent {
             return Ok(known);
         }
-        let _share = self.share(self.object_size).await?;
-        let Some((size, reads)) = self.read_all(remote, snap).await? else { return Ok(known) };
+        let mut share = self.share(self.object_size).await?;
+        let read = share.while_reading(self.read_all(remote, snap)).await?;
+        let Some((size, reads)) = read else { return Ok(known) };
         ready.await.map_err(CopyError::Local)?;
         self.check_cancelled()?;
         let (context, newest_local) = (SnapContext::default(), self.steps.newest_local());
@@ -245,7 +246,7 @@ impl ObjectCopier {
         Ok(Some((size.min(self.object_size), vec![(range, data)])))
     }
 
-    async fn share(&self, bytes: u64) -> Result<crate::budget::Share, CopyError> {
+    async fn share(&self, bytes: u64) -> Result<Share, CopyError> {
         tokio::select! {
             biased;
             () = self.cancel.cancelled() => Err(CopyError::Cancelled),
@@ -365,12 +366,16 @@ impl ObjectCopier {
         let mut from = 0;
         while from < plan.actions.len() {
             let (to, bytes) = batch(&plan.actions, from);
-            let _share = if has_share { None } else { Some(self.share(bytes).await?) };
+            let mut share = if has_share { None } else { Some(self.share(bytes).await?) };
             let reads = (from..to).map(|index| {
                 let brought = if index == 0 { first_reads.take() } else { None };
                 self.read(&names.0, &self.steps.steps()[index], &plan.actions[index], brought)
             });
-            let answers = try_join_all(reads).await?;
+            let reading = try_join_all(reads);
+            let answers = match &mut share {
+                Some(share) => share.while_reading(reading).await?,
+                None => reading.await?,
+            };
             if let Some(ready) = ready.take() {
                 ready.await.map_err(CopyError::Local)?;
             }

@@ -70,7 +70,7 @@ pub struct ImageContext {
 pub struct Shared {
     local_snap_ids: Reserves,
     remote_snap_ids: Reserves,
-    /// Bound on the bytes that all copies together hold in memory.
+    /// Bound on the bytes that all copies together hold in memory. Each copy takes a part of it.
     pub budget: Budget,
     /// Bound on the bytes of journals that all replays together hold in memory.
     pub journal_budget: Arc<JournalBudget>,

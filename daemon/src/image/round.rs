@@ -196,7 +196,7 @@ impl Session<'_> {
                 resumed: sync.resume.is_some() || !sync.discard.is_empty(),
                 has_parent: self.local.header.parent_spec.is_some(),
                 copy_up_at: self.copy_up_at(begun),
-                budget: self.ctx.shared.budget.clone(),
+                budget: self.ctx.shared.budget.part(),
                 cancel: stop.clone(),
             },
             visits,

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use rados::{SnapContext, SnapId, WriteOp, WriteSub};
+use rados::fault::{Fault, FaultPlan, Faulty, Matcher, OperationKind};
+use rados::{IoCtx, Location, SnapContext, SnapId, WriteOp, WriteSub};
 
 use super::*;
 use crate::budget::Budget;
@@ -73,7 +74,7 @@ impl World {
                 resumed,
                 has_parent: false,
                 copy_up_at: None,
-                budget: Budget::new(64 << 10),
+                budget: Budget::new(64 << 10).part(),
                 cancel: cancel.clone(),
             },
             visits: Visits::all(OBJECTS).from(self.saved.load(Ordering::Relaxed)),
@@ -237,4 +238,38 @@ async fn a_snapshot_that_others_wrote_behind_is_not_filled() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// An image of which no read is answered does not keep another one from being copied, however little memory there is.
+#[tokio::test]
+async fn an_image_whose_reads_hang_holds_up_no_other_one() {
+    let (hung, mut world, cancel) = (World::new(), World::new(), CancellationToken::new());
+    for object in 0..OBJECTS {
+        world.write(object, WriteSub::WriteFull(data(7, OBJECT_BYTES as usize))).await;
+    }
+    world.snapshot();
+    let budget = Budget::new(4 * OBJECT_BYTES);
+    let with_part = |mut copier: Copier, remote: Option<IoCtx>| {
+        copier.objects.budget = budget.part();
+        copier.objects.remote.data = remote.unwrap_or(copier.objects.remote.data);
+        copier
+    };
+    let silent = FaultPlan::none().from(1, Matcher::kind(OperationKind::Read), Fault::LoseAnswer(None));
+    let remote = world.remote.ioctx();
+    let location = Location { pool: remote.pool_id(), namespace: remote.namespace().into() };
+    let remote = IoCtx::new(Faulty::new(remote.backend().clone(), silent, &[]), location);
+    let hung = World { pairs: world.pairs.clone(), ..hung };
+    let never = with_part(hung.copier(0, false, &cancel), Some(remote)).run();
+    let mut never = std::pin::pin!(never);
+    assert!((&mut never).now_or_never().is_none());
+    let copied = with_part(world.copier(0, false, &cancel), None).run();
+    tokio::select! {
+        _ = &mut never => panic!("nothing was answered"),
+        copied = tokio::time::timeout(Duration::from_secs(60), copied) => {
+            copied.expect("it is not held up").expect("it is copied");
+        }
+    }
+    world.check(OBJECTS);
+    cancel.cancel();
+    assert!(matches!(never.await, Err(CopyFailed::Cancelled)));
 }

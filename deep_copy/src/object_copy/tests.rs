@@ -187,7 +187,7 @@ impl World {
             resumed,
             has_parent: self.parent.is_some(),
             copy_up_at: None,
-            budget: Budget::new(1 << 20),
+            budget: crate::budget::Budget::new(1 << 20).part(),
             cancel: CancellationToken::new(),
         }
     }
@@ -281,7 +281,7 @@ impl World {
 }
 
 fn play(parent: Option<Vec<u8>>, rounds: &[Round]) {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
         let mut world = World::new(parent);
         let (mut start, mut dirty) = (None, false);

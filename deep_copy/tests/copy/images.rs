@@ -106,7 +106,7 @@ impl Mirrored {
                 resumed: false,
                 has_parent: local_header.parent.is_some(),
                 copy_up_at: None,
-                budget: Budget::new(32 << 20),
+                budget: Budget::new(32 << 20).part(),
                 cancel: CancellationToken::new(),
             },
             visits: visits.clone(),

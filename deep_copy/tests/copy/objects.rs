@@ -146,7 +146,7 @@ impl World {
                 resumed,
                 has_parent: false,
                 copy_up_at: None,
-                budget: Budget::new(4 << 20),
+                budget: Budget::new(4 << 20).part(),
                 cancel: CancellationToken::new(),
             },
             visits: Visits::all(OBJECTS).from(first),

@@ -309,7 +309,7 @@ impl Session<'_> {
                 has_parent: pair.local.header.parent_spec.is_some(),
                 // No local snapshot is older than the copy but those that are of no use any more.
                 copy_up_at: None,
-                budget: self.ctx.shared.budget.clone(),
+                budget: self.ctx.shared.budget.part(),
                 cancel,
             },
             visits: visits.from(begun.marker.copied_below),
