@@ -183,6 +183,7 @@ impl Journal {
             Some(pool) if pool != header_ioctx.pool_id() => header_ioctx.with_pool(pool).with_namespace(""),
             _ => header_ioctx.clone(),
         };
+        let data = data.for_data();
         let inner = Inner {
             header: header_ioctx.clone(),
             data,

@@ -30,7 +30,9 @@ pub struct ConnectOptions {
     pub limits: Limits,
 }
 
-/// Bounds on what one connection has in flight; more waits its turn.
+/// Bounds on what one connection has in flight; more waits its turn. They hold for requests that move data
+/// ([`crate::IoCtx::for_data`]), and again for all others, which so never wait for those. A request that the cluster does not
+/// answer for ten seconds no longer counts: placement groups that are inactive must not stop what goes to others.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Object operations.

@@ -20,6 +20,7 @@ const OMAP_PAGE_ENTRIES: u64 = 1024;
 pub struct IoCtx {
     backend: Arc<dyn Backend>,
     location: Location,
+    bulk: bool,
 }
 
 impl fmt::Debug for IoCtx {
@@ -31,7 +32,13 @@ impl fmt::Debug for IoCtx {
 impl IoCtx {
     /// Objects at `location`, reached through `backend`.
     pub fn new(backend: Arc<dyn Backend>, location: Location) -> Self {
-        IoCtx { backend, location }
+        IoCtx { backend, location, bulk: false }
+    }
+
+    /// The same for the data objects of images and journals: requests have their turn among the many of that kind, and do not
+    /// hold up those on which locks, headers and statuses depend.
+    pub fn for_data(&self) -> IoCtx {
+        IoCtx { bulk: true, ..self.clone() }
     }
 
     /// The backend.
@@ -60,7 +67,8 @@ impl IoCtx {
     }
 
     /// Reads one object.
-    pub async fn read(&self, op: ReadOp) -> Result<ReadReply> {
+    pub async fn read(&self, mut op: ReadOp) -> Result<ReadReply> {
+        op.bulk |= self.bulk;
         self.backend.read(&self.location, op).await
     }
 
@@ -71,7 +79,8 @@ impl IoCtx {
     }
 
     /// Changes one object; answers with its new version. EINVAL, and nothing is sent, when a write or a zero has no bytes.
-    pub async fn write(&self, op: WriteOp) -> Result<u64> {
+    pub async fn write(&self, mut op: WriteOp) -> Result<u64> {
+        op.bulk |= self.bulk;
         if let Some(sub) = op.empty_range() {
             return Err(Error::new(libc::EINVAL, describe::empty_range(&op, sub, &self.location)));
         }

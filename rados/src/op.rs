@@ -14,6 +14,8 @@ pub struct ReadOp {
     pub object: String,
     /// Snapshot to read at; [`SnapId::HEAD`] unless set. Ignored by [`ReadSub::ListSnaps`].
     pub snap: SnapId,
+    /// One of the many requests that move or compare data: it has its turn among those (see [`crate::Limits`]).
+    pub bulk: bool,
     /// What to read.
     pub subs: Vec<ReadSub>,
 }
@@ -174,6 +176,8 @@ pub struct WriteOp {
     /// Carried out although the pool is full: for what must be written in order to free space. Any other write that needs
     /// room is refused then (EDQUOT, ENOSPC).
     pub despite_full: bool,
+    /// As [`ReadOp::bulk`].
+    pub bulk: bool,
     /// What to change.
     pub subs: Vec<WriteSub>,
 }
@@ -242,7 +246,7 @@ pub enum WriteSub {
 impl ReadOp {
     /// An empty read of `object` at its head.
     pub fn new(object: impl Into<String>) -> Self {
-        ReadOp { object: object.into(), snap: SnapId::HEAD, subs: Vec::new() }
+        ReadOp { object: object.into(), snap: SnapId::HEAD, bulk: false, subs: Vec::new() }
     }
 
     /// Reads at `snap`.
@@ -270,6 +274,7 @@ impl WriteOp {
             object: object.into(),
             snap_context: SnapContext::default(),
             despite_full: false,
+            bulk: false,
             subs: Vec::new(),
         }
     }

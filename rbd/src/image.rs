@@ -24,8 +24,8 @@ impl Image {
     /// The handle of an image whose header was read; `name` may be empty when it does not matter.
     pub fn of(ioctx: &IoCtx, name: &str, header: &ImageHeader) -> Image {
         let data = match header.data_pool {
-            Some(pool) => ioctx.with_pool(pool),
-            None => ioctx.clone(),
+            Some(pool) => ioctx.with_pool(pool).for_data(),
+            None => ioctx.for_data(),
         };
         Image {
             header: ioctx.clone(),

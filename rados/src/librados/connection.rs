@@ -9,7 +9,8 @@
 //!   the pool has reached its quota, ENOSPC when OSDs are full).
 //!
 //! Invariants:
-//! * A [`Permit`] is held until the operation is completed, also when nobody waits for it any more.
+//! * A [`Permit`] is held until the operation is completed, also when nobody waits for it any more, or until it was waited for
+//!   in vain for [`STALLED_AFTER`]. Requests that move data and all others have bounds of their own.
 //! * `rados_shutdown` waits for threads of librados, and may be provoked from one of them (the last reference to a
 //!   connection can be that of a completion): it runs on a thread of its own.
 //! * An [`Io`] goes before its connection: `rados_ioctx_destroy` before `rados_shutdown`.
@@ -19,6 +20,7 @@ use std::ffi::{CStr, CString, c_char};
 use std::path::Path;
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ceph::rados as c;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -36,6 +38,9 @@ const BLOCKING_CALLS_MAX: usize = 16;
 /// Bytes that one permit of the byte bound stands for.
 const BYTES_PER_PERMIT: u64 = 1024;
 
+/// An operation that is not answered for so long gives its permit back.
+const STALLED_AFTER: Duration = Duration::from_secs(10);
+
 /// What is set before the caller's options (see the head of this file).
 const PRESET: [(&str, &str); 3] =
     [("admin_socket", ""), ("objecter_inflight_ops", "0"), ("objecter_inflight_op_bytes", "0")];
@@ -48,6 +53,9 @@ pub(super) struct Connection {
     contexts: Mutex<HashMap<Location, Arc<RawIo>>>,
     /// What the options of [`PRESET`] were before they were set, for [`Connection::config`].
     configured: HashMap<String, String>,
+    /// Of operations that move data.
+    bulk_bounds: Bounds,
+    /// Of all others.
     bounds: Bounds,
     /// Bounds the threads of `blocking`.
     pub(super) blocking_calls: Arc<Semaphore>,
@@ -100,6 +108,7 @@ impl Connection {
             open: Some(open),
             contexts: Mutex::default(),
             configured,
+            bulk_bounds: Bounds::new(options.limits),
             bounds: Bounds::new(options.limits),
             blocking_calls: Arc::new(Semaphore::new(BLOCKING_CALLS_MAX)),
             fsid,
@@ -114,8 +123,9 @@ impl Connection {
     }
 
     /// Waits for room within the bounds.
-    pub(super) async fn permit(&self, bytes: u64) -> Permit {
-        self.bounds.permit(bytes).await
+    pub(super) async fn permit(&self, bulk: bool, bytes: u64) -> Permit {
+        let bounds = if bulk { &self.bulk_bounds } else { &self.bounds };
+        bounds.permit(bytes).await
     }
 
     /// The value of a configuration option.
@@ -230,10 +240,22 @@ struct Bounds {
     byte_permits: u32,
 }
 
-/// Room for one operation. Given back when dropped.
-pub(super) struct Permit {
-    _operation: OwnedSemaphorePermit,
-    _bytes: OwnedSemaphorePermit,
+/// Room for one operation: of operations and of bytes. Given back when all clones are dropped, or one is told to.
+#[derive(Clone)]
+pub(super) struct Permit(Arc<Mutex<Option<[OwnedSemaphorePermit; 2]>>>);
+
+impl Permit {
+    /// Awaits the answer to an operation, and gives the permit back when that takes too long.
+    pub(super) async fn while_waiting<T>(self, answer: impl Future<Output = T>) -> T {
+        tokio::pin!(answer);
+        tokio::select! {
+            biased;
+            answer = &mut answer => return answer,
+            () = tokio::time::sleep(STALLED_AFTER) => {}
+        }
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        answer.await
+    }
 }
 
 impl Bounds {
@@ -254,7 +276,7 @@ impl Bounds {
         let operation = self.operations.clone().acquire_owned().await;
         let bytes = self.bytes.clone().acquire_many_owned(wanted).await;
         match (operation, bytes) {
-            (Ok(operation), Ok(bytes)) => Permit { _operation: operation, _bytes: bytes },
+            (Ok(operation), Ok(bytes)) => Permit(Arc::new(Mutex::new(Some([operation, bytes])))),
             _ => unreachable!("the semaphores of a connection are never closed"),
         }
     }

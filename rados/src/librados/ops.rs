@@ -38,10 +38,10 @@ pub(super) async fn read(connection: Arc<Connection>, location: Location, op: Re
         return Err(fail(libc::EINVAL, None));
     }
     let io = connection.io(&location).await.map_err(|e| e.context(describe::read(&op, None, &location)))?;
-    let permit = connection.permit(op.payload_bytes()).await;
-    let (state, receiver) = State::new(Reading::new(&op), Some(permit), io.clone());
+    let permit = connection.permit(op.bulk, op.payload_bytes()).await;
+    let (state, receiver) = State::new(Reading::new(&op), Some(permit.clone()), io.clone());
     let running = submit_read(&op, state, receiver, io).map_err(|errno| fail(errno, None))?;
-    let (outcome, reading) = running.finish().await?;
+    let (outcome, reading) = permit.while_waiting(running.finish()).await?;
     if outcome.rval < 0 {
         return Err(fail(outcome.rval, reading.failed_sub(op.subs.len(), outcome.rval)));
     }
@@ -59,10 +59,10 @@ pub(super) async fn write(connection: Arc<Connection>, location: Location, op: W
         return Err(fail(libc::EINVAL));
     }
     let io = connection.io(&location).await.map_err(|e| e.context(describe::write(&op, &location)))?;
-    let permit = connection.permit(op.payload_bytes()).await;
-    let (state, receiver) = State::new(Writing::new(&op), Some(permit), io.clone());
+    let permit = connection.permit(op.bulk, op.payload_bytes()).await;
+    let (state, receiver) = State::new(Writing::new(&op), Some(permit.clone()), io.clone());
     let running = submit_write(&op, state, receiver, io).map_err(fail)?;
-    let (outcome, _) = running.finish().await?;
+    let (outcome, _) = permit.while_waiting(running.finish()).await?;
     check(outcome.rval, || describe::write(&op, &location))?;
     Ok(outcome.version)
 }

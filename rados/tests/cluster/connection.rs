@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use rados::{CommandTarget, ConnectOptions, ErrorClass, Limits, PoolId, WriteOp, WriteSub};
+use rados::{CommandTarget, ConnectOptions, ErrorClass, Extent, Limits, PoolId, SnapId, WriteOp, WriteSub};
 use serde_json::json;
 use tests::OsdEnd;
 
@@ -204,4 +204,40 @@ async fn a_silent_cluster_blocks_no_thread() {
     }))
     .await;
     io.remove(&stem).await.unwrap();
+}
+
+/// Placement groups that are inactive answer nothing. What goes to others does not wait for them.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_are_not_answered_hold_up_no_others() {
+    let pool = unique("inactive");
+    let ceph = ceph().await;
+    ceph.ceph(&["osd", "pool", "create", &pool, "1"]).await.unwrap();
+    // More copies than there are OSDs.
+    ceph.ceph(&["osd", "pool", "set", &pool, "size", "9"]).await.unwrap();
+    ceph.ceph(&["osd", "pool", "set", &pool, "min_size", "9"]).await.unwrap();
+    let limits = Limits { operations: 4, bytes: 1 << 20 };
+    let cluster = rados::connect(ConnectOptions { limits, ..options().await }).await.unwrap();
+    let inactive = cluster.pool(cluster.pool_by_name(&pool).await.unwrap()).for_data();
+    let io = pool_of(&cluster).await;
+    let name = unique("active");
+    io.write(WriteOp::new(&name).with(WriteSub::WriteFull(Bytes::from_static(b"data")))).await.unwrap();
+    let hung: Vec<_> = (0..8)
+        .map(|_| {
+            let (io, extent) = (inactive.clone(), Extent::new(0, 4096));
+            tokio::spawn(async move { io.read_extent("object", SnapId::HEAD, extent).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let whole = Extent::new(0, 4096);
+    for io in [io.clone(), io.for_data()] {
+        let data = soon("an answer", io.read_extent(&name, SnapId::HEAD, whole)).await.unwrap();
+        assert_eq!(&data[..], b"data");
+    }
+    assert!(hung.iter().all(|read| !read.is_finished()));
+    ceph.ceph(&["osd", "pool", "set", &pool, "min_size", "1"]).await.unwrap();
+    for read in hung {
+        assert!(soon("the answer", read).await.unwrap().unwrap_err().is_not_found());
+    }
+    io.remove(&name).await.unwrap();
+    ceph.delete_pool(&pool).await.unwrap();
 }
