@@ -160,6 +160,10 @@ impl<'a> Session<'a> {
             let before = std::mem::replace(&mut self.seen, now);
             match plan {
                 Plan::Sync(sync) => {
+                    if self.ctx.expect_room(self.local.image.data_ioctx().pool_id()).is_err() {
+                        // What frees space does not wait for the round.
+                        self.do_chores(due).await?;
+                    }
                     if let Some(end) = self.round(&sync, before).await? {
                         return Ok(end);
                     }
