@@ -143,6 +143,41 @@ async fn a_lost_watch_ends_no_session() -> Result<()> {
     stage.strike().await
 }
 
+/// The data of one image lies in placement groups that are inactive at the primary's site, and answer nothing: other images
+/// are copied, and that one is when they are back.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_cannot_be_read_holds_up_no_other_one() -> Result<()> {
+    let stage = Stage::set("inactive").await?;
+    let (a, b) = (&stage.clusters.a, &stage.clusters.b);
+    let data = "inactive-data";
+    stage.clusters.create_pool(data).await?;
+    a.create_image(&stage.spec("hung"), 128 * MIB, &["--data-pool", data]).await?;
+    a.create_image(&stage.spec("other"), 32 * MIB, &[]).await?;
+    for (name, size) in [("hung", 128 * MIB), ("other", 32 * MIB)] {
+        a.apply(&stage.spec(name), Extents::default().fill(0, size, 1)).await?;
+    }
+    stage.enable("hung").await?;
+    // As many copies as there are no OSDs for.
+    for (setting, value) in [("size", "9"), ("min_size", "9")] {
+        a.ceph(&["osd", "pool", "set", data, setting, value]).await?;
+    }
+    let mut daemon = stage.daemon(b).await?;
+    until("the copy to be under way", async || {
+        Ok(b.mirror_snapshots(&stage.spec("hung")).await.is_ok_and(|s| s.iter().any(|s| !s.complete)))
+    })
+    .await?;
+    stage.enable("other").await?;
+    stage.first_copy("other").await?;
+    stage.sync("other").await?;
+    ensure!(b.mirror_snapshots(&stage.spec("hung")).await?.iter().all(|s| !s.complete), "it was read");
+    a.ceph(&["osd", "pool", "set", data, "min_size", "1"]).await?;
+    stage.first_copy("hung").await?;
+    daemon.stop(LIMIT).await?;
+    a.delete_pool(data).await?;
+    b.delete_pool(data).await?;
+    stage.strike().await
+}
+
 /// The client that holds the exclusive lock of an image, and the cookie under which it does.
 async fn lock_owner(cluster: &Cluster, spec: &str) -> Result<Option<(String, String)>> {
     let locks = cluster.rbd_json(&["lock", "ls", spec]).await?;
