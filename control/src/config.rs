@@ -6,17 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use rados::encoding::{Decoder, Encoder};
-use rados::error::ResultExt;
 use rados::{IoCtx, Result};
 use rbd::ImageHeader;
-use rbd::directory::INFO_OBJECT;
+use rbd::pool_metadata::OPTION_PREFIX;
 
 use crate::pool::Pool;
-
-const OVERRIDE_PREFIX: &str = "conf_";
-/// Entries asked for at once.
-const PAGE_ENTRIES: u64 = 1024;
 
 /// What to do about those who have an image open when a mirror-snapshot is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +26,7 @@ pub enum Quiesce {
 impl Pool {
     /// The value of an option for the image with this header.
     pub(crate) async fn image_option(&self, header: &ImageHeader, option: &str) -> Result<Option<String>> {
-        let key = format!("{OVERRIDE_PREFIX}{option}");
+        let key = format!("{OPTION_PREFIX}{option}");
         if let Some(value) = header.metadata.get(&key) {
             return Ok(Some(String::from_utf8_lossy(value).into_owned()));
         }
@@ -60,21 +54,6 @@ impl Pool {
 
 /// Metadata of the pool.
 async fn pool_metadata(ioctx: &IoCtx) -> Result<BTreeMap<String, String>> {
-    let ioctx = ioctx.with_namespace("");
-    let mut metadata = BTreeMap::<String, String>::new();
-    loop {
-        let mut input = Encoder::new();
-        input.string(metadata.keys().next_back().map_or("", String::as_str)).u64(PAGE_ENTRIES);
-        let output = ioctx.exec(INFO_OBJECT, "rbd", "metadata_list", input.finish()).await.optional();
-        let Some(output) = output.context("cannot read the configuration of the pool")? else {
-            return Ok(metadata);
-        };
-        let page = Decoder::new(&output, "metadata of a pool").string_map()?;
-        let end = (page.len() as u64) < PAGE_ENTRIES;
-        metadata
-            .extend(page.into_iter().map(|(key, value)| (key, String::from_utf8_lossy(&value).into_owned())));
-        if end {
-            return Ok(metadata);
-        }
-    }
+    let metadata = rbd::pool_metadata::pool_metadata(ioctx).await?;
+    Ok(metadata.into_iter().map(|(key, value)| (key, String::from_utf8_lossy(&value).into_owned())).collect())
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use deep_copy::map_trust::Trust;
+use rbd::pool_metadata::OPTION_PREFIX;
 
 /// The one option that librados does not know.
 pub const OBJECT_MAP_TRUST: &str = "rbd_mirror_object_map_trust";
@@ -86,6 +87,27 @@ fn of_image(metadata: &BTreeMap<String, Bytes>) -> Source<impl Fn(&str) -> Optio
         Some(String::from_utf8_lossy(value).into_owned())
     };
     Source { lookup }
+}
+
+/// `rbd_mirroring_delete_delay` of an image: of its metadata, else of those of its pool, else `default`. As in librbd, one
+/// that makes no sense is passed over.
+pub fn delete_delay(
+    image: &BTreeMap<String, Bytes>,
+    pool: &BTreeMap<String, Bytes>,
+    default: Duration,
+) -> Duration {
+    let key = format!("{OPTION_PREFIX}rbd_mirroring_delete_delay");
+    let set = [("image", image), ("pool", pool)].into_iter().find_map(|(what, metadata)| {
+        let text = String::from_utf8_lossy(metadata.get(&key)?);
+        let seconds = text.trim().parse::<u64>();
+        if seconds.is_err() {
+            tracing::warn!(
+                "option rbd_mirroring_delete_delay of the {what} is set to '{text}': not a number of seconds"
+            );
+        }
+        seconds.ok()
+    });
+    set.map_or(default, Duration::from_secs)
 }
 
 impl Settings {
@@ -178,6 +200,21 @@ mod tests {
         assert_eq!(set("sometimes").object_map_trust, Trust::Auto);
         let metadata = [(format!("conf_{OBJECT_MAP_TRUST}"), Bytes::from("always"))].into();
         assert_eq!(object_map_trust_of_image(&metadata, Trust::Never), Trust::Always);
+    }
+
+    #[test]
+    fn the_delay_of_an_image_comes_before_that_of_its_pool() {
+        let set = |value: &str| {
+            let key = "conf_rbd_mirroring_delete_delay".to_string();
+            BTreeMap::from([(key, Bytes::copy_from_slice(value.as_bytes()))])
+        };
+        let (none, default) = (BTreeMap::new(), Duration::from_secs(9));
+        let delay =
+            |image: &BTreeMap<_, _>, pool: &BTreeMap<_, _>| delete_delay(image, pool, default).as_secs();
+        assert_eq!(delay(&none, &none), 9);
+        assert_eq!(delay(&none, &set("3600")), 3600);
+        assert_eq!(delay(&set("0"), &set("3600")), 0);
+        assert_eq!(delay(&set("soon"), &set("3600")), 3600);
     }
 
     #[test]

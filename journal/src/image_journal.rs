@@ -23,6 +23,9 @@ use crate::types::{
 
 /// How often a tag is tried to be made before others that come first are taken for a reason to give up.
 const ATTEMPTS_MAX: u32 = 16;
+/// Ceph's `rbd_journal_order` and `rbd_journal_splay_width`.
+const DEFAULT_ORDER: u8 = 24;
+const DEFAULT_SPLAY_WIDTH: u8 = 4;
 
 /// What an image's journal tells of the image.
 #[derive(Debug, Clone)]
@@ -63,12 +66,24 @@ impl ImageJournal {
         }
     }
 
-    /// Replaces the journal of an image by an empty one of the same layout, in which the image is primary: it has no
-    /// history in common with any other any more.
+    /// Replaces a journal that is closed to tags by an empty one of the same layout, in which the image is primary: it has no
+    /// history in common with any other any more. One that is gone, because this was cut off, gets the usual layout; one
+    /// that is open stays as it is.
     pub async fn reset(header_ioctx: &IoCtx, image: &ImageId) -> Result<()> {
-        let Some(journal) = Journal::open(header_ioctx, image).await.optional()? else { return Ok(()) };
-        let layout = *journal.layout();
-        journal.remove().await?;
+        let layout = match Journal::open(header_ioctx, image).await.optional()? {
+            Some(journal) if !journal.is_closed_to_tags().await? => {
+                match ImageJournal::read(&journal).await {
+                    // It was cut off while the new one was being made.
+                    Err(error) if error.is(libc::EINVAL) => *journal.layout(),
+                    read => return read.map(drop),
+                }
+            }
+            Some(journal) => *journal.layout(),
+            None => JournalLayout { order: DEFAULT_ORDER, splay_width: DEFAULT_SPLAY_WIDTH, pool: None },
+        };
+        if let Some(journal) = Journal::open(header_ioctx, image).await.optional()? {
+            journal.remove().await?;
+        }
         let tag = TagData { mirror_uuid: LOCAL_MIRROR_UUID.into(), predecessor: TagPredecessor::default() };
         ImageJournal::create(header_ioctx, image, layout, &tag).await.map(drop)
     }
@@ -151,6 +166,53 @@ impl ImageJournal {
         }
         let what = format!("cannot make a tag in {}: others keep making some", self.journal);
         Err(Error::new(libc::EAGAIN, what))
+    }
+
+    /// Closes the journal of an image to tags, and the image thereby to promotions, if `may_close` says of the newest tag at
+    /// that moment that it may be; false when it does not. It may be closed already. A promotion needs a tag, so whichever
+    /// write comes first makes the other one fail.
+    pub async fn close(journal: &Journal, may_close: impl Fn(TagTid, &TagData) -> bool) -> Result<bool> {
+        for _ in 0..ATTEMPTS_MAX {
+            // The version comes first: whoever changes anything after it was read makes the write fail.
+            let version = journal.version().await?;
+            let (tid, tag) = ImageJournal::read(journal).await?.newest;
+            if !may_close(tid, &tag) {
+                return Ok(false);
+            }
+            if journal.is_closed_to_tags().await? || journal.close_to_tags(version).await? {
+                return Ok(true);
+            }
+        }
+        let what = format!("cannot close {journal} to tags: others keep changing it");
+        Err(Error::new(libc::EAGAIN, what))
+    }
+
+    /// Undoes [`ImageJournal::close`]; no error when it is not closed.
+    pub async fn reopen(journal: &Journal) -> Result<()> {
+        for _ in 0..ATTEMPTS_MAX {
+            let version = journal.version().await?;
+            if !journal.is_closed_to_tags().await? {
+                return Ok(());
+            }
+            let tags = journal.tags(IMAGE_CLIENT_ID, None, None).await?;
+            let next = tags.iter().map(|tag| tag.tid.0 + 1).max().unwrap_or_default();
+            if journal.open_to_tags(version, TagTid(next)).await? {
+                return Ok(());
+            }
+        }
+        let what = format!("cannot open {journal} to tags: others keep changing it");
+        Err(Error::new(libc::EAGAIN, what))
+    }
+
+    /// True when the journal is closed to tags.
+    pub async fn is_closed(journal: &Journal) -> Result<bool> {
+        journal.is_closed_to_tags().await
+    }
+
+    /// True for the tag with which [`ImageJournal::reset`] begins a journal, and Ceph's daemon when it removes a copy: nobody
+    /// has promoted or used the image since.
+    pub fn is_reset(tid: TagTid, tag: &TagData) -> bool {
+        tid == TagTid(0) && tag.mirror_uuid == LOCAL_MIRROR_UUID && tag.predecessor.commit.is_none()
     }
 
     /// Sets or clears the wish for a resync.

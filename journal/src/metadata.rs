@@ -32,7 +32,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use rados::encoding::{Decode, Decoder, Encode, Encoder};
 use rados::error::ResultExt;
-use rados::{Error, IoCtx, PoolId, ReadAnswer, ReadOp, ReadSub, Result, SnapId, WriteOp};
+use rados::{Error, IoCtx, PoolId, ReadAnswer, ReadOp, ReadSub, Result, SnapId, WriteOp, WriteSub};
 use rbd::ImageId;
 use rbd::watch_notify::WATCH_TIMEOUT;
 
@@ -53,6 +53,8 @@ const TAG_ATTEMPTS_MAX: usize = 64;
 const REMOVALS_IN_FLIGHT: usize = 16;
 
 pub(crate) const CLASS: &str = "journal";
+/// The omap key of the metadata object that holds the number of the next tag. The class makes no tags without it.
+const NEXT_TAG_KEY: &str = "next_tag_tid";
 
 /// How a journal is cut into objects, and where they lie. It never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -482,6 +484,42 @@ impl Journal {
         done.context(format!("cannot set the active set of {self} to {set}"))?;
         self.notify().await;
         Ok(())
+    }
+
+    /// The version of the metadata object: it grows with every change. ENOENT when there is no journal.
+    pub(crate) async fn version(&self) -> Result<u64> {
+        let op = ReadOp::new(self.metadata_object()).with(ReadSub::AssertExists);
+        let read = self.inner.header.read(op).await;
+        Ok(read.context(format!("cannot read the version of {self}"))?.version)
+    }
+
+    /// Closes the journal to tags, if its metadata are still those of this version: false when they are not. Whoever tries
+    /// to make a tag from then on fails (ENOENT).
+    pub(crate) async fn close_to_tags(&self, version: u64) -> Result<bool> {
+        let close = WriteOp::new(self.metadata_object()).with(WriteSub::AssertVersion(version));
+        match self.inner.header.write(close.with(WriteSub::OmapRemove(vec![NEXT_TAG_KEY.into()]))).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is(libc::ERANGE) || error.is(libc::EOVERFLOW) => Ok(false),
+            Err(error) => Err(error.context(format!("cannot close {self} to tags"))),
+        }
+    }
+
+    /// True when the journal takes no tags.
+    pub(crate) async fn is_closed_to_tags(&self) -> Result<bool> {
+        Ok(self.value(NEXT_TAG_KEY.into()).await.context(format!("cannot read {self}"))?.is_none())
+    }
+
+    /// Opens the journal to tags again, if its metadata are still those of this version: false when they are not.
+    pub(crate) async fn open_to_tags(&self, version: u64, next: TagTid) -> Result<bool> {
+        let mut number = Encoder::new();
+        number.u64(next.0);
+        let open = WriteOp::new(self.metadata_object()).with(WriteSub::AssertVersion(version));
+        let set = WriteSub::OmapSet(vec![(NEXT_TAG_KEY.into(), number.finish())]);
+        match self.inner.header.write(open.with(set)).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is(libc::ERANGE) || error.is(libc::EOVERFLOW) => Ok(false),
+            Err(error) => Err(error.context(format!("cannot open {self} to tags"))),
+        }
     }
 
     /// Removes the journal with all its entries, whoever is registered. Can be repeated after it was cut off; no error

@@ -1,8 +1,10 @@
 //! Removing images.
 //!
 //! The order is librbd's: snapshots, data objects, registration with the parent, header, object map, id object,
-//! directory entry. The header goes behind the data, so that a removal that was cut off still knows what to remove; the
-//! directory entry goes last, so that it still knows the name. Every step may be repeated.
+//! directory entry. The header goes after the data, so that a removal that was cut off still knows what to remove; the
+//! directory entry goes last, so that it still knows the name. Every step may be repeated. Other than with librbd, the
+//! record of the newest mirror-snapshot goes with the header: as long as one is there, [`crate::removal_mark`] keeps
+//! others from promoting the image.
 //!
 //! Mirroring, the journal and getting hold of the exclusive lock come before and are the caller's.
 //!
@@ -140,25 +142,28 @@ async fn refuse_in_use(image: &Image, header: &ImageHeader, options: &RemoveOpti
     if options.despite_watchers {
         return Ok(());
     }
-    let watchers = watchers(image, options).await?;
-    if watchers.is_empty() {
-        return Ok(());
+    match open_by(image.header_ioctx(), image.id(), &options.ignored_watchers).await? {
+        clients if clients.is_empty() => Ok(()),
+        clients => refuse(libc::EBUSY, format!("it is open: close it first ({})", clients.join(" and "))),
     }
-    refuse(libc::EBUSY, format!("it is watched by {} clients: close it there first", watchers.len()))
 }
 
 /// Global ids of the clients that watch the header and that count.
-async fn watchers(image: &Image, options: &RemoveOptions) -> Result<BTreeSet<u64>> {
-    let ioctx = image.header_ioctx();
-    let watchers = ioctx.list_watchers(&header_object(image.id())).await?;
+/// Who has an image open, this client and the `ignored` ones aside: in the form `client.4123 at 10.0.0.5:0/77`. Nobody,
+/// when there is no such image.
+pub async fn open_by(ioctx: &IoCtx, image: &ImageId, ignored: &BTreeSet<u64>) -> Result<Vec<String>> {
+    let watchers = ioctx.list_watchers(&header_object(image)).await.optional()?.unwrap_or_default();
     let this = ioctx.backend().instance_id();
-    let counts = |client: &u64| *client != this && !options.ignored_watchers.contains(client);
-    Ok(watchers.into_iter().map(|watcher| watcher.client).filter(counts).collect())
+    let others = watchers.into_iter().filter(|w| w.client != this && !ignored.contains(&w.client));
+    let clients: BTreeSet<_> = others.map(|w| format!("client.{} at {}", w.client, w.address)).collect();
+    Ok(clients.into_iter().collect())
 }
 
-/// Removes all snapshots, oldest first.
+/// Removes all snapshots, oldest first; of the newest one of mirroring, the record stays.
 async fn remove_snapshots(image: &Image, mut header: ImageHeader, options: &RemoveOptions) -> Result<()> {
     let ids: Vec<SnapId> = header.snapshots.keys().copied().collect();
+    let newest =
+        header.snapshots.values().rev().find(|snap| snapshots::is_of_mirroring(snap)).map(|snap| snap.id);
     for id in ids {
         let protected = |header: &ImageHeader| {
             header.snapshots.get(&id).is_some_and(|snap| snap.protection != ProtectionStatus::Unprotected)
@@ -167,7 +172,11 @@ async fn remove_snapshots(image: &Image, mut header: ImageHeader, options: &Remo
             snapshots::unprotect(image, &header, id).await?;
             header = image.read_header().await?;
         }
-        if snapshots::remove(image, &header, id).await? == Removal::KeptForClones {
+        let removal = match Some(id) == newest {
+            true => snapshots::remove_all_but_record(image, &header, id).await?,
+            false => snapshots::remove(image, &header, id).await?,
+        };
+        if removal == Removal::KeptForClones {
             let what = format!("snapshot {id} has clones: remove or flatten them first");
             return Err(Error::new(libc::ENOTEMPTY, what));
         }

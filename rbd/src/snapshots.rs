@@ -178,6 +178,31 @@ pub async fn remove(image: &Image, header: &ImageHeader, id: SnapId) -> Result<R
     Ok(Removal::Gone)
 }
 
+/// As [`remove`], but leaves the record in the header: in one that is itself removed next.
+pub(crate) async fn remove_all_but_record(
+    image: &Image,
+    header: &ImageHeader,
+    id: SnapId,
+) -> Result<Removal> {
+    if let Some(removal) = prepare_removal(image, header, id).await? {
+        return Ok(removal);
+    }
+    let what = || format!("cannot remove snapshot {id} of image {}", image.id());
+    image.data_ioctx().snap_remove(id).await.optional().context(what())?;
+    Ok(Removal::Gone)
+}
+
+/// True for a mirror-snapshot, also for one whose removal was cut off.
+pub(crate) fn is_of_mirroring(snap: &Snapshot) -> bool {
+    match &snap.namespace {
+        SnapshotNamespace::Mirror(_) => true,
+        SnapshotNamespace::Trash { original_namespace_type, .. } => {
+            *original_namespace_type == namespace_type::MIRROR
+        }
+        _ => false,
+    }
+}
+
 /// Does all of a removal but giving back the id and removing the record; `None` when these are left to be done.
 async fn prepare_removal(image: &Image, header: &ImageHeader, id: SnapId) -> Result<Option<Removal>> {
     let Some(snap) = header.snapshots.get(&id) else {

@@ -213,7 +213,18 @@ pub async fn move_image(
     source: TrashSource,
     deferment: Duration,
 ) -> Result<()> {
-    let now = Timestamp::now();
+    move_image_at(ioctx, id, name, source, Timestamp::now(), deferment).await
+}
+
+/// As [`move_image`]; `now` is the present by whichever clock the end of the deferment will be judged by.
+pub async fn move_image_at(
+    ioctx: &IoCtx,
+    id: &ImageId,
+    name: &str,
+    source: TrashSource,
+    now: Timestamp,
+    deferment: Duration,
+) -> Result<()> {
     let seconds = u32::try_from(deferment.as_secs()).unwrap_or(u32::MAX);
     let mut entry = TrashImage {
         source,

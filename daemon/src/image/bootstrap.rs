@@ -17,6 +17,7 @@ use rbd::header::ImageHeader;
 use rbd::image::Image;
 use rbd::image::OpenImage;
 use rbd::mirroring::{GlobalImageId, MirrorImage, MirrorImageMode, MirrorImageState, Mirroring};
+use rbd::removal_mark::{self, Marking};
 use rbd::remove::{RemoveOptions, remove_image};
 use rbd::types::ParentSpec;
 use rbd::{Features, ImageId, MirrorSnapshotState, Snapshot, directory};
@@ -39,12 +40,6 @@ pub async fn find(ioctx: &IoCtx, global_id: &str) -> Result<Option<Record>> {
         return Ok(None);
     };
     Ok(mirroring.image(&id).await?.map(|mirror| Record { id, mirror }))
-}
-
-/// Finds the remote image, unless its mirroring is being disabled.
-pub async fn find_remote(ctx: &ImageContext) -> Result<Option<Record>> {
-    let remote = find(&ctx.remote, &ctx.global_image_id).await?;
-    Ok(remote.filter(|record| record.mirror.state != MirrorImageState::Disabling))
 }
 
 /// True while both images are mirrored under the global id.
@@ -99,14 +94,28 @@ pub fn role(header: &ImageHeader, remote_mirror_uuid: &str) -> Role {
     }
 }
 
-/// Removes a local image that was being made when a daemon stopped; it holds nothing yet.
-pub async fn remove_half_made(ctx: &ImageContext, record: &Record) -> Result<()> {
+/// Removes a local image that was being made when a daemon stopped; it holds nothing yet. False, and nothing is done, when
+/// it is not, or no longer, such an image.
+pub async fn remove_half_made(ctx: &ImageContext, record: &Record) -> Result<bool> {
+    // Only whoever makes it declares that it is made; nobody promotes it before.
+    let is_half_made = |header: &ImageHeader| {
+        let complete = |snapshot: &Snapshot| snapshot.mirror().is_some_and(|mirror| mirror.complete);
+        !removal_mark::is_promoted(header) && !header.snapshots.values().any(complete)
+    };
+    if removal_mark::mark(&ctx.local, &record.id, is_half_made).await? == Marking::Refused {
+        return Ok(false);
+    }
+    if find(&ctx.local, &ctx.global_image_id).await?.as_ref() != Some(record) {
+        removal_mark::unmark(&ctx.local, &record.id).await?;
+        return Ok(false);
+    }
     tracing::info!(image = %record.id, "removing a local image that was not made completely");
     // Whoever still watches it is the daemon that was making it, and dead.
     let options = RemoveOptions { user_snapshots: true, despite_watchers: true, ..RemoveOptions::default() };
     remove_image(&ctx.local, &record.id, &options, |_, _| {}).await?;
     ImageJournal::remove(&ctx.local, &record.id).await?;
-    forget(ctx, record).await
+    forget(ctx, record).await?;
+    Ok(true)
 }
 
 /// Takes a local image out of the mirroring directory, which demands that it be declared `disabling` first.

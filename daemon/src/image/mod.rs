@@ -6,6 +6,7 @@ mod half_filled;
 mod journal_mode;
 mod lifeline;
 mod primary;
+mod remote_image;
 mod remote_watch;
 mod round;
 mod session;
@@ -27,7 +28,10 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::bootstrap::Record;
+pub use self::delete::{is_due, purge};
 use self::journal_mode::ResyncWish;
+use self::remote_image::RemoteImage;
+pub use self::remote_image::trouble;
 use crate::report::Report;
 use crate::retry::Backoff;
 use crate::settings::JournalSettings;
@@ -211,12 +215,22 @@ async fn attempt(ctx: &ImageContext) -> Result<Attempt> {
     if let Some(record) = &local
         && record.mirror.state == MirrorImageState::Creating
     {
-        bootstrap::remove_half_made(ctx, record).await?;
+        let removed = bootstrap::remove_half_made(ctx, record).await?;
+        if !removed {
+            let what = "the local image is being created by another daemon or was left half created";
+            ctx.publish(Report::new(StatusState::Unknown, what), "");
+        }
+        return Ok(Attempt::Again(if removed { Duration::ZERO } else { LOOK_INTERVAL }));
+    }
+    if let Some(record) = &local
+        && delete::is_under_way(ctx, record).await?
+    {
+        delete::complete(ctx, record).await?;
         return Ok(Attempt::Again(Duration::ZERO));
     }
     let record = match &local {
         Some(record) => Some(record.clone()),
-        None => bootstrap::find_remote(ctx).await?,
+        None => remote_image::find(ctx).await?.mirrored(),
     };
     match record.map(|record| record.mirror.mode) {
         None => Ok(Attempt::Over),
@@ -231,13 +245,27 @@ async fn attempt(ctx: &ImageContext) -> Result<Attempt> {
 }
 
 /// True when the remote image is mirrored in another mode than the local one; that is reported.
-fn modes_differ(ctx: &ImageContext, remote: &Option<Record>, mode: MirrorImageMode) -> bool {
-    let Some(other) = remote.as_ref().map(|record| record.mirror.mode).filter(|other| *other != mode) else {
+fn modes_differ(ctx: &ImageContext, remote: &Record, mode: MirrorImageMode) -> bool {
+    let other = remote.mirror.mode;
+    if other == mode {
         return false;
-    };
+    }
     let what = format!(
-        "split-brain detected: the remote image is mirrored in {other} mode, this one in {mode} mode"
+        "split-brain detected: the remote image is mirrored in {other} mode and this one in {mode} mode"
     );
     ctx.publish(Report::new(StatusState::Error, what), "");
     true
+}
+
+/// Nothing can be said of the remote image, or it is not ready: reports why.
+fn await_remote(ctx: &ImageContext, remote: &RemoteImage, name: &str) -> Attempt {
+    let report = match remote {
+        RemoteImage::Unknown(why) => Report::new(StatusState::Error, why),
+        _ => {
+            let what = "mirroring of the remote image is being disabled or the image is being removed";
+            Report::new(StatusState::Unknown, what)
+        }
+    };
+    ctx.publish(report, name);
+    Attempt::Again(LOOK_INTERVAL)
 }

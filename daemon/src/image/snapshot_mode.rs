@@ -9,8 +9,11 @@ use rbd::mirroring::{MirrorImageMode, StatusState};
 
 use super::bootstrap::{self, Made, Record, Role, Wanted};
 use super::lifeline::Lifeline;
+use super::remote_image::{self, RemoteImage};
 use super::session::{End, PROMOTION_CHECK_INTERVAL, Session, is_orphan};
-use super::{Attempt, ImageContext, LOOK_INTERVAL, PARENT_INTERVAL, delete, modes_differ, primary};
+use super::{
+    Attempt, ImageContext, LOOK_INTERVAL, PARENT_INTERVAL, await_remote, delete, modes_differ, primary,
+};
 use crate::report::Report;
 
 /// How often the first mirror-snapshot is looked for, and how many times.
@@ -33,8 +36,7 @@ pub(super) async fn attempt(ctx: &ImageContext, local: Option<Record>) -> Result
         return Ok(Attempt::Again(PROMOTION_CHECK_INTERVAL));
     }
     let (ctx, mut lifeline) = Lifeline::lay(ctx);
-    let linked = role == Some(Role::LinkedCopy);
-    let followed = Box::pin(follow(&ctx, local, opened, linked, &mut lifeline)).await;
+    let followed = Box::pin(follow(&ctx, local, opened, &mut lifeline)).await;
     lifeline.judge(&ctx, followed)
 }
 
@@ -43,17 +45,26 @@ async fn follow(
     ctx: &ImageContext,
     local: Option<Record>,
     opened: Option<OpenImage>,
-    linked: bool,
     lifeline: &mut Lifeline,
 ) -> Result<Attempt> {
-    let remote = bootstrap::find_remote(ctx).await?;
-    if modes_differ(ctx, &remote, MirrorImageMode::Snapshot) {
-        return Ok(Attempt::Again(LOOK_INTERVAL));
+    let remote = remote_image::find(ctx).await?;
+    if let (Some(record), Some(opened)) = (&local, &opened)
+        && !matches!(remote, RemoteImage::Gone(_))
+    {
+        delete::withdraw(ctx, record, &opened.header).await?;
     }
     match (local, opened, remote) {
-        (None, _, None) => Ok(Attempt::Over),
-        (Some(record), opened, None) => delete::follow_removal(ctx, &record, opened, linked).await,
-        (local, opened, Some(remote)) => {
+        (None, _, RemoteImage::Gone(_)) => Ok(Attempt::Over),
+        (Some(record), opened, RemoteImage::Gone(gone)) => {
+            delete::follow_removal(ctx, &record, opened, gone).await
+        }
+        (_, opened, remote @ (RemoteImage::Disabling | RemoteImage::Unknown(_))) => {
+            Ok(await_remote(ctx, &remote, opened.as_ref().map_or("", |image| image.image.name())))
+        }
+        (_, _, RemoteImage::Mirrored(remote)) if modes_differ(ctx, &remote, MirrorImageMode::Snapshot) => {
+            Ok(Attempt::Again(LOOK_INTERVAL))
+        }
+        (local, opened, RemoteImage::Mirrored(remote)) => {
             let Some(remote) = bootstrap::open(&ctx.remote, &remote.id).await? else {
                 ctx.publish(Report::new(StatusState::Unknown, "remote image is being removed"), "");
                 return Ok(Attempt::Again(LOOK_INTERVAL));

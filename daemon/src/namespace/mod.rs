@@ -13,7 +13,7 @@ mod images;
 mod instances;
 mod reach;
 mod side;
-mod trash;
+pub mod trash;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -121,7 +121,7 @@ impl Namespace {
 
     async fn work(&mut self) -> Result<()> {
         instances::take_back(&self.ctx.local, self.ctx.local.backend().instance_id()).await?;
-        self.chores.spawn(trash::purge(self.ctx.local.clone()));
+        self.chores.spawn(trash::purge(self.ctx.local.clone(), self.ctx.service.clone()));
         self.chores.spawn(reach::watch(self.ctx.remote.clone(), self.ctx.reports.clone()));
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

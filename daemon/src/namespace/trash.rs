@@ -5,18 +5,22 @@
 
 use std::time::Duration;
 
-use journal::image_journal::ImageJournal;
+use rados::error::ResultExt;
 use rados::{ErrorClass, IoCtx, Result};
-use rbd::Timestamp;
-use rbd::remove::{RemoveOptions, remove_from_trash_with};
-use rbd::trash::{self, TrashSource};
+use rbd::removal_mark;
+use rbd::trash::{self, TrashSource, TrashState};
 use tokio::time::{MissedTickBehavior, interval};
 
-/// Ceph's `rbd_mirror_delete_retry_interval`.
-const INTERVAL: Duration = Duration::from_secs(30);
+use crate::image::{self, is_due};
+use crate::service::{Level, ServiceDaemon};
 
-/// Removes what is due, from time to time, for as long as the connection works.
-pub async fn purge(ioctx: IoCtx) -> Result<()> {
+/// How often the trash is looked into. Ceph's daemon waits 30 s (`rbd_mirror_delete_retry_interval`).
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// Removes what is due, from time to time, for as long as the connection works. What is due and stays is called out.
+pub async fn purge(ioctx: IoCtx, service: ServiceDaemon) -> Result<()> {
+    let source = format!("trash {}", ioctx.namespace());
+    let mut said: Vec<String> = Vec::new();
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -24,23 +28,39 @@ pub async fn purge(ioctx: IoCtx) -> Result<()> {
         match purge_once(&ioctx).await {
             Err(error) if error.class() == ErrorClass::Fenced => return Err(error),
             Err(error) => tracing::warn!("cannot look into the trash: {error}"),
-            Ok(()) => {}
+            Ok(left) => {
+                left.iter().filter(|what| !said.contains(what)).for_each(|what| tracing::warn!("{what}"));
+                let callout = (!left.is_empty()).then(|| (Level::Warning, left.join(". ")));
+                service.callout(ioctx.pool_id(), &source, callout);
+                said = left;
+            }
         }
     }
 }
 
-async fn purge_once(ioctx: &IoCtx) -> Result<()> {
-    let now = Timestamp::now();
-    let options = RemoveOptions { user_snapshots: true, despite_watchers: true, ..RemoveOptions::default() };
-    for (id, image) in trash::list(ioctx).await? {
-        if image.source != TrashSource::Mirroring || image.deferment_end_time > now {
+/// Removes what is due; answers with a sentence for each copy that is due and stays.
+pub async fn purge_once(ioctx: &IoCtx) -> Result<Vec<String>> {
+    let listed = trash::list(ioctx).await?;
+    let copies = listed.into_iter().filter(|(_, image)| image.source == TrashSource::Mirroring);
+    let (mut now, mut left) = (None, Vec::new());
+    for (id, image) in copies {
+        // One that is being moved there is left to its own task.
+        if matches!(image.state, TrashState::Moving | TrashState::Restoring) {
+            continue;
+        }
+        if now.is_none() {
+            now = removal_mark::cluster_time(ioctx, &id).await.optional()?;
+        }
+        // One whose header is gone is half removed already.
+        if !now.is_none_or(|now| is_due(&image, now)) {
             continue;
         }
         tracing::info!(image = %id, "removing the copy '{}' from the trash", image.name);
-        let journal = ImageJournal::remove(ioctx, &id);
-        if let Err(error) = remove_from_trash_with(ioctx, &id, &options, |_, _| {}, journal).await {
-            tracing::warn!(image = %id, "the copy '{}' stays in the trash for now: {error}", image.name);
+        match image::purge(ioctx, &id).await {
+            Ok(()) => {}
+            Err(error) if error.class() == ErrorClass::Fenced => return Err(error),
+            Err(error) => left.push(format!("the copy '{}' stays in the trash: {error}", image.name)),
         }
     }
-    Ok(())
+    Ok(left)
 }

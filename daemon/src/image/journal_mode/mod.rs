@@ -29,7 +29,8 @@ use rbd::mirroring::{MirrorImageMode, MirrorImageState, StatusState};
 
 use super::bootstrap::{self, Made, Record, Wanted};
 use super::lifeline::Lifeline;
-use super::{Attempt, ImageContext, LOOK_INTERVAL, PARENT_INTERVAL, delete, modes_differ};
+use super::remote_image::{self, RemoteImage};
+use super::{Attempt, ImageContext, LOOK_INTERVAL, PARENT_INTERVAL, await_remote, delete, modes_differ};
 use crate::report::Report;
 use session::{End, Session};
 pub(super) use wish::ResyncWish;
@@ -52,11 +53,6 @@ impl Journalled {
         };
         Ok(Some(Journalled { journal: ImageJournal::read(&journal).await?, image }))
     }
-
-    /// True for an image that a removal, cut off half-way, has moved to the trash.
-    fn is_being_removed(&self, record: &Record) -> bool {
-        record.mirror.state == MirrorImageState::Disabling && self.image.image.name().is_empty()
-    }
 }
 
 /// Finds and follows a pair; `local` is the record of the local image, which holds something.
@@ -65,15 +61,13 @@ pub(super) async fn attempt(ctx: &ImageContext, local: Option<Record>) -> Result
         Some(record) => Journalled::open(&ctx.local, &record.id).await?,
         None => None,
     };
-    let removal = matches!((&opened, &local), (Some(image), Some(record)) if image.is_being_removed(record));
     if let Some(image) = &opened
         && image.journal.owner() == Owner::Primary
-        && !removal
     {
         return primary::watch(ctx, image).await;
     }
     let (ctx, mut lifeline) = Lifeline::lay(ctx);
-    let followed = Box::pin(follow(&ctx, local, opened, removal, &mut lifeline)).await;
+    let followed = Box::pin(follow(&ctx, local, opened, &mut lifeline)).await;
     lifeline.judge(&ctx, followed)
 }
 
@@ -82,7 +76,6 @@ async fn follow(
     ctx: &ImageContext,
     local: Option<Record>,
     opened: Option<Journalled>,
-    removal: bool,
     lifeline: &mut Lifeline,
 ) -> Result<Attempt> {
     // Before anything is asked of the remote cluster.
@@ -90,23 +83,29 @@ async fn follow(
         Some(opened) => Some(watch_own(opened, lifeline).await?),
         None => None,
     };
-    let remote = bootstrap::find_remote(ctx).await?;
-    if modes_differ(ctx, &remote, MirrorImageMode::Journal) {
-        return Ok(Attempt::Again(LOOK_INTERVAL));
+    let remote = remote_image::find(ctx).await?;
+    if let (Some(record), Some(opened)) = (&local, &opened)
+        && !matches!(remote, RemoteImage::Gone(_))
+    {
+        delete::withdraw(ctx, record, &opened.image.header).await?;
     }
     match (local, opened, remote) {
-        (None, _, None) => Ok(Attempt::Over),
-        (Some(record), opened, None) => {
-            let is_copy = |image: &Journalled| image.journal.owner().is_copy_of(&ctx.remote_mirror_uuid);
-            let is_copy = removal || opened.as_ref().is_some_and(is_copy);
-            delete::follow_removal(ctx, &record, opened.map(|image| image.image), is_copy).await
+        (None, _, RemoteImage::Gone(_)) => Ok(Attempt::Over),
+        (Some(record), opened, RemoteImage::Gone(gone)) => {
+            delete::follow_removal(ctx, &record, opened.map(|image| image.image), gone).await
         }
-        (Some(record), _, Some(_)) if record.mirror.state == MirrorImageState::Disabling => {
+        (_, opened, remote @ (RemoteImage::Disabling | RemoteImage::Unknown(_))) => {
+            Ok(await_remote(ctx, &remote, opened.as_ref().map_or("", |image| image.image.image.name())))
+        }
+        (_, _, RemoteImage::Mirrored(remote)) if modes_differ(ctx, &remote, MirrorImageMode::Journal) => {
+            Ok(Attempt::Again(LOOK_INTERVAL))
+        }
+        (Some(record), _, RemoteImage::Mirrored(_)) if record.mirror.state == MirrorImageState::Disabling => {
             let what = "image in transient state: mirroring of the local image is being disabled";
             ctx.publish(Report::new(StatusState::Unknown, what), "");
             Ok(Attempt::Again(LOOK_INTERVAL))
         }
-        (local, opened, Some(remote)) => {
+        (local, opened, RemoteImage::Mirrored(remote)) => {
             let Some(remote) = Journalled::open(&ctx.remote, &remote.id).await? else {
                 ctx.publish(Report::new(StatusState::Unknown, "remote image is being removed"), "");
                 return Ok(Attempt::Again(LOOK_INTERVAL));
@@ -179,7 +178,8 @@ async fn create(
 async fn discard(ctx: &ImageContext, image: &OpenImage) -> Result<Attempt> {
     tracing::info!(image = %ctx.global_image_id, "removing the copy '{}': it is made anew", image.image.name());
     if let Some(record) = bootstrap::find(&ctx.local, &ctx.global_image_id).await? {
-        delete::remove_copy(ctx, &record, image).await?;
+        let removed = delete::remove_copy(ctx, &record, image).await?;
+        return Ok(Attempt::Again(if removed { Duration::ZERO } else { LOOK_INTERVAL }));
     }
     Ok(Attempt::Again(Duration::ZERO))
 }

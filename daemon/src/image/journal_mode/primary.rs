@@ -16,7 +16,7 @@ use rados::error::ResultExt;
 use rbd::mirroring::{MirrorImageMode, StatusState};
 
 use super::{Journalled, yet_to_be_copied};
-use crate::image::{Attempt, ImageContext, bootstrap};
+use crate::image::{Attempt, ImageContext, remote_image};
 use crate::report::Report;
 
 /// How often it is looked at although nobody announced a change.
@@ -70,7 +70,7 @@ async fn stay_registered(ctx: &ImageContext, image: &Journalled) -> Infallible {
 
 /// Registers this site in the journal of the other image, as Ceph's daemon does. False when there is no such journal.
 async fn register_for_failback(ctx: &ImageContext, image: &Journalled) -> Result<bool> {
-    let Some(remote) = bootstrap::find_remote(ctx).await? else { return Ok(false) };
+    let Some(remote) = remote_image::find(ctx).await?.mirrored() else { return Ok(false) };
     if remote.mirror.mode != MirrorImageMode::Journal {
         return Ok(false);
     }
