@@ -127,7 +127,7 @@ pub(super) async fn withdraw(ctx: &ImageContext, record: &Record, header: &Image
     let disabling = record.mirror.state == MirrorImageState::Disabling;
     let begun = match record.mirror.mode {
         MirrorImageMode::Journal => match Journal::open(&ctx.local, &record.id).await.optional()? {
-            Some(journal) => disabling && ImageJournal::is_closed(&journal).await?,
+            Some(journal) => ImageJournal::is_closed(&journal).await?,
             None => false,
         },
         _ => removal_mark::may_be_marked(header) && removal_mark::is_marked(&ctx.local, &record.id).await?,

@@ -12,7 +12,7 @@ use daemon::settings::Settings;
 use journal::bootstrap::Owner;
 use journal::image_journal::ImageJournal;
 use journal::metadata::JournalLayout;
-use journal::types::{TagData, TagPredecessor};
+use journal::types::{LOCAL_MIRROR_UUID, TagData, TagPredecessor};
 use rados::error::ResultExt;
 use rados::fault::Faulty;
 use rados::{ConnectOptions, IoCtx, SnapId, WriteOp, WriteSub};
@@ -279,6 +279,23 @@ impl Copy {
     pub async fn expect_promoted(&self, world: &World) -> Result<()> {
         self.expect_kept(world).await?;
         ensure!(self.is_promoted(world).await?, "it is promoted no more");
+        Ok(())
+    }
+
+    /// Fails unless its header and data are there, wherever it is listed.
+    pub async fn expect_whole(&self, world: &World) -> Result<()> {
+        ImageHeader::read(&world.local, self.image.id()).await?;
+        let object = self.image.data_object(ObjectNumber(1));
+        ensure!(world.local.stat(&object).await? == CONTENT.len() as u64, "its data is gone");
+        Ok(())
+    }
+
+    /// Makes a tag in its journal, as a client does that has opened the image to write.
+    pub async fn use_journal(&self, ioctx: &IoCtx) -> Result<()> {
+        let journal = ImageJournal::open(ioctx, self.image.id()).await?;
+        let predecessor = TagPredecessor { mirror_uuid: LOCAL_MIRROR_UUID.into(), commit: None };
+        let tag = TagData { mirror_uuid: LOCAL_MIRROR_UUID.into(), predecessor };
+        journal.journal.allocate_tag(journal.tag_class, &tag).await?;
         Ok(())
     }
 
