@@ -43,19 +43,21 @@ pub async fn ping(remote: &IoCtx, site_name: &str, local_mirror_uuid: &str) -> R
     Ok(Some(RemotePool { mirror_uuid: mirror_uuid.into(), peer_uuid: peer_uuid.into() }))
 }
 
-/// Pings until the answer differs from `known`, which is then answered. Failures are logged, unless the connection is
-/// of no use any more. Cancel-safe.
+/// Pings until the remote pool is something else to us than `known`. A pool that is gone, or in which mirroring is not
+/// enabled, is waited for: the statuses of the images say so meanwhile. Failures are logged, unless the connection is of
+/// no use any more. Cancel-safe.
 pub async fn watch(
     remote: &IoCtx,
     site_name: &str,
     local_mirror_uuid: &str,
     known: &RemotePool,
-) -> Result<Option<RemotePool>> {
+) -> Result<RemotePool> {
     loop {
         sleep(PING_INTERVAL).await;
         match ping(remote, site_name, local_mirror_uuid).await {
-            Ok(answer) if answer.as_ref() == Some(known) => {}
-            Ok(answer) => return Ok(answer),
+            Ok(None) => {}
+            Ok(Some(answer)) if answer == *known => {}
+            Ok(Some(answer)) => return Ok(answer),
             Err(e) if e.class() == ErrorClass::Fenced => return Err(e),
             Err(e) => tracing::warn!("cannot ping the peer's pool: {e}; trying again"),
         }

@@ -43,6 +43,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(15);
 const NAMESPACES_INTERVAL: Duration = Duration::from_secs(2);
 /// How often it is looked whether the peer has enabled mirroring, as long as it has not.
 const REMOTE_INTERVAL: Duration = Duration::from_secs(2);
+/// How often it is looked whether the remote pool was made anew.
+const REMAKE_INTERVAL: Duration = Duration::from_secs(10);
 /// Bytes that all copies of the pool together may hold in memory, and all its replays, unless `rbd_mirror_memory_target` is
 /// small.
 const BYTES_MAX: u64 = 64 << 20;
@@ -282,9 +284,26 @@ impl<'a> Session<'a> {
             _ = found.wait_for(|found| !found.site_name.is_empty() && found.site_name != self.site_name) => {
                 Ok(Ended::Changed("this site got a new name".to_string()))
             }
+            () = self.made_anew() => Ok(Ended::Changed("the remote pool was made anew".to_string())),
             answer = ping => match answer {
                 Ok(_) => Ok(Ended::Changed("the remote pool's mirror uuid or peer table changed".to_string())),
                 Err(e) => Err(failure("lost the connection to the remote cluster")(e)),
+            }
+        }
+    }
+
+    /// Waits until the remote pool's name stands for another pool than that of this session.
+    async fn made_anew(&self) {
+        let cluster = Cluster::new(self.remote_pool.backend().clone());
+        loop {
+            sleep(REMAKE_INTERVAL).await;
+            if let Err(error) = cluster.wait_for_latest_osdmap().await {
+                tracing::debug!("cannot look for the remote pool '{}': {error}", self.replayer.pool_name);
+                continue;
+            }
+            match cluster.pool_by_name(&self.replayer.pool_name).await {
+                Ok(pool) if pool != self.remote_pool.pool_id() => return,
+                _ => {}
             }
         }
     }

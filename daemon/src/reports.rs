@@ -13,7 +13,7 @@ use crate::report::Report;
 #[derive(Clone, Default)]
 pub struct Reports {
     images: Arc<Mutex<BTreeMap<Arc<str>, watch::Receiver<Report>>>>,
-    silence: Arc<Mutex<Option<String>>>,
+    trouble: Arc<Mutex<Option<String>>>,
 }
 
 /// How many images are in which condition.
@@ -40,10 +40,16 @@ impl Reports {
         self.lock().remove(global_image_id);
     }
 
-    /// Says, in place of what its task does, of every image that follows the remote one, that the remote cluster is
-    /// silent; `None` when it is no longer.
-    pub fn set_silence(&self, why: Option<String>) {
-        *self.silence.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    /// Says, in place of what its task does, of every image that follows the remote one, what is wrong with the remote
+    /// cluster or pool; `None` when nothing is.
+    pub fn set_trouble(&self, why: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    /// What is wrong with the remote cluster or pool, if this report is of an image that depends on it.
+    pub fn trouble_of(&self, report: &Report) -> Option<String> {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.clone().filter(|_| follows(report.state))
     }
 
     /// An image's current report.
@@ -58,11 +64,10 @@ impl Reports {
 
     /// Calls `visit` with each image and its current report.
     pub fn visit(&self, mut visit: impl FnMut(&Arc<str>, &Report)) {
-        let silence = self.silence.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for (id, report) in self.lock().iter() {
             let report = report.borrow();
-            match &silence {
-                Some(why) if follows(report.state) => {
+            match self.trouble_of(&report) {
+                Some(why) => {
                     let image_name = report.image_name.clone();
                     visit(id, &Report { image_name, ..Report::new(StatusState::Error, why) });
                 }
@@ -124,12 +129,12 @@ mod tests {
             states
         };
         sender.send_modify(|report| report.state = StatusState::Replaying);
-        reports.set_silence(Some("no answer".into()));
+        reports.set_trouble(Some("no answer".into()));
         let silent = (StatusState::Error, "no answer".to_string());
         assert_eq!(states(), [silent, (StatusState::Error, "split-brain".to_string())]);
-        reports.set_silence(None);
+        reports.set_trouble(None);
         sender.send_modify(|report| report.state = StatusState::Stopped);
-        reports.set_silence(Some("no answer".into()));
+        reports.set_trouble(Some("no answer".into()));
         assert_eq!(states()[0].0, StatusState::Stopped, "it does not depend on the remote cluster");
 
         drop(failed);

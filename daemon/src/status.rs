@@ -67,6 +67,7 @@ impl Publisher {
 
     /// Publishes until cancelled; then once more. Ends early only when the connection is of no use any more.
     pub async fn run(mut self, cancel: CancellationToken) -> Result<()> {
+        let mut said = String::new();
         let mut looks = interval(LOOK_INTERVAL);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -74,8 +75,14 @@ impl Publisher {
                 () = cancel.cancelled() => break,
                 published = async { looks.tick().await; self.publish(Instant::now()).await } => match published {
                     Err(e) if e.class() == ErrorClass::Fenced => return Err(e),
-                    Err(e) => tracing::warn!("cannot publish image statuses: {e}; trying again"),
-                    Ok(()) => {}
+                    Err(e) => {
+                        let why = e.to_string();
+                        if said != why {
+                            tracing::warn!("cannot publish image statuses: {why}; trying again");
+                            said = why;
+                        }
+                    }
+                    Ok(()) => said.clear(),
                 }
             }
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rados::{Error, Result};
 use tokio::sync::Notify;
 use tokio::task::{Id, JoinSet};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::NamespaceContext;
@@ -19,6 +19,8 @@ use crate::retry::Backoff;
 
 /// The shortest pause before a task that ended by itself is started again.
 const RETRY_MIN: Duration = Duration::from_secs(1);
+/// How long the remote pool may take to say at the end what is wrong with it.
+const TROUBLE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A task that ran for so long is no relapse.
 const STEADY: Duration = Duration::from_secs(60);
 
@@ -176,21 +178,34 @@ impl Images {
         Some(Ok(()))
     }
 
-    /// Ends all tasks and waits for them. Images then report that they are stopped, unless they failed before.
+    /// Ends all tasks and waits for them. Images then report that they are stopped, unless they failed before or
+    /// something is wrong with the remote cluster or pool: that is what they say then.
     pub async fn end(&mut self) {
+        let before: HashMap<_, _> = self.ctx.reports.current().into_iter().collect();
         for image in self.images.values() {
             if let Phase::Running { cancel, .. } = &image.phase {
                 cancel.cancel();
             }
         }
-        while let Some(ended) = self.tasks.join_next().await {
-            if let Err(e) = ended {
-                tracing::error!("the task of an image broke: {e}; this is a bug, please report it");
+        let (remote, uuid) = (&self.ctx.remote, &self.ctx.remote_pool.mirror_uuid);
+        let all_ended = async {
+            while let Some(ended) = self.tasks.join_next().await {
+                if let Err(e) = ended {
+                    tracing::error!("the task of an image broke: {e}; this is a bug, please report it");
+                }
             }
+        };
+        let (_, trouble) = tokio::join!(all_ended, timeout(TROUBLE_TIMEOUT, image::trouble(remote, uuid)));
+        if let Ok(Ok(Some(why))) = trouble {
+            self.ctx.reports.set_trouble(Some(why));
         }
         for (id, report) in self.ctx.reports.current() {
-            if report.state != StatusState::Error {
-                self.reopen(&id, StatusState::Stopped, "stopped");
+            // What the image depended on before its task was told to end.
+            let trouble = before.get(&id).and_then(|before| self.ctx.reports.trouble_of(before));
+            match trouble {
+                _ if report.state == StatusState::Error => {}
+                Some(why) => self.reopen(&id, StatusState::Error, &why),
+                None => self.reopen(&id, StatusState::Stopped, "stopped"),
             }
         }
     }

@@ -122,7 +122,8 @@ impl Namespace {
     async fn work(&mut self) -> Result<()> {
         instances::take_back(&self.ctx.local, self.ctx.local.backend().instance_id()).await?;
         self.chores.spawn(trash::purge(self.ctx.local.clone(), self.ctx.service.clone()));
-        self.chores.spawn(reach::watch(self.ctx.remote.clone(), self.ctx.reports.clone()));
+        let uuid = self.ctx.remote_pool.mirror_uuid.clone();
+        self.chores.spawn(reach::watch(self.ctx.remote.clone(), uuid, self.ctx.reports.clone()));
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut refreshes = interval(self.ctx.refresh_interval.max(TICK));

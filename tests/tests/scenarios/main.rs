@@ -18,6 +18,7 @@ mod journal;
 mod lifecycle;
 mod object_maps;
 mod outages;
+mod removals;
 mod repairs;
 mod snapshots;
 mod turns;
