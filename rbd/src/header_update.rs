@@ -19,7 +19,7 @@ use bytes::Bytes;
 use rados::encoding::Encoder;
 use rados::error::ResultExt;
 use rados::lock::{LockKind, LockRequest};
-use rados::{IoCtx, Result, SnapId, WriteOp};
+use rados::{IoCtx, Result, SnapId, WriteOp, WriteSub};
 
 use crate::layout::header_object;
 use crate::types::{
@@ -218,6 +218,12 @@ impl HeaderUpdate {
         self.call("mirror_image_snapshot_set_copy_progress", |e| {
             e.u64(snap.0).bool(complete).u64(last_copied_object_number);
         })
+    }
+
+    /// Adds what no class method does.
+    pub(crate) fn with(mut self, sub: WriteSub) -> HeaderUpdate {
+        self.op = self.op.with(sub);
+        self
     }
 
     /// The write, for a caller who sends it by himself.

@@ -1,8 +1,8 @@
 //! The end of a round: what makes a filled snapshot the one that a promotion continues from.
 //!
 //! All that must change together changes in one atomic write of the local header: the names of the round's user
-//! snapshots, the completeness of its mirror-snapshot, the link to the parent, and the resync flag. Before it a forced
-//! promotion rolls back to the snapshot before; after it, it continues from this one.
+//! snapshots, the completeness of its mirror-snapshot, the link to the parent, the resync flag, and what tells that the copy
+//! was made anew. Before it a forced promotion rolls back to the snapshot before; after it, it continues from this one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,6 +10,7 @@ use rados::{Error, Result, SnapId, WriteOp};
 use rbd::header::ImageHeader;
 use rbd::header_update::HeaderUpdate;
 use rbd::image::OpenImage;
+use rbd::made_anew::made_anew;
 use rbd::watch_notify::notify_header_update;
 use rbd::{SnapshotNamespace, children};
 
@@ -102,7 +103,7 @@ fn completion(
         _ => {}
     }
     if let Some(key) = resync_key {
-        update = update.remove_metadata(key);
+        update = made_anew(update.remove_metadata(key), &local.header, Some(key));
     }
     let op = update.into_op().with(write_marker(Marker { snap: begun.local_end, repair: false }));
     match remote.header.snapshots.get(&end) {

@@ -32,7 +32,7 @@ use rbd::pool_metadata::pool_metadata;
 use rbd::removal_mark::{self, Marking, is_promoted};
 use rbd::remove::{RemoveOptions, open_by, remove_from_trash_with};
 use rbd::trash::{self, TrashImage, TrashSource, TrashState};
-use rbd::{Features, ImageHeader, ImageId, Timestamp};
+use rbd::{Features, ImageHeader, ImageId, Snapshot, Timestamp};
 
 use super::bootstrap::{self, Record, Role};
 use super::remote_image::Gone;
@@ -53,12 +53,44 @@ pub(super) async fn follow_removal(
     };
     let name = image.image.name();
     if !remove_copy(ctx, record, &image).await? {
-        let what = "remote image no longer exists and the local one is not a copy of it: promote it to use it or disable \
-                    its mirroring";
-        ctx.publish(Report::new(StatusState::Stopped, what), name);
+        let report = match primary_mirror_uuid(ctx, record, &image).await? {
+            Some(uuid) if uuid != *ctx.remote_mirror_uuid => {
+                let what = format!(
+                    "local image linked to unknown peer: it is a copy of an image in the pool with the mirror uuid '{uuid}' \
+                     and the remote pool has '{}' (it was made anew or its mirroring was); the copy is kept. Promote it \
+                     by force to use it; if it is not needed any more disable its mirroring and remove it",
+                    ctx.remote_mirror_uuid
+                );
+                Report::new(StatusState::Error, what)
+            }
+            _ => {
+                let what = "remote image no longer exists and the local one is not a copy of it: promote it to use it or \
+                            disable its mirroring";
+                Report::new(StatusState::Stopped, what)
+            }
+        };
+        ctx.publish(report, name);
         return Ok(Attempt::Again(LOOK_INTERVAL));
     }
     Ok(Attempt::Over)
+}
+
+/// The mirror uuid of the pool that the local image is a copy from; `None` when it is not a copy.
+async fn primary_mirror_uuid(
+    ctx: &ImageContext,
+    record: &Record,
+    image: &OpenImage,
+) -> Result<Option<String>> {
+    if record.mirror.mode != MirrorImageMode::Journal {
+        let newest = image.header.snapshots.values().rev().find_map(Snapshot::mirror);
+        let newest = newest.filter(|mirror| mirror.state.is_non_primary() && !mirror.is_orphan());
+        return Ok(newest.map(|mirror| mirror.primary_mirror_uuid.clone()));
+    }
+    let Some(journal) = Journal::open(&ctx.local, &record.id).await.optional()? else { return Ok(None) };
+    Ok(match ImageJournal::read(&journal).await?.owner() {
+        Owner::CopyOf(uuid) => Some(uuid),
+        Owner::Primary | Owner::Orphan => None,
+    })
 }
 
 /// Removes a copy, or moves it to the trash if it is to stay there for a while. False, and nothing is done, when it is not,

@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use self::bootstrap::Record;
 pub use self::delete::{is_due, purge};
 use self::journal_mode::ResyncWish;
+use self::primary::Primaries;
 use self::remote_image::RemoteImage;
 pub use self::remote_image::trouble;
 use crate::report::Report;
@@ -82,6 +83,8 @@ pub struct Shared {
     pub poll_budget: Arc<PollBudget>,
     /// Whether the local pools have room.
     pub space: Space,
+    /// The images that are primary here.
+    primaries: Primaries,
 }
 
 /// Looks at journals per second, of all images together, that may have new entries.
@@ -112,6 +115,7 @@ impl Shared {
             journal_budget: JournalBudget::new(bytes_max),
             poll_budget,
             space: Space::default(),
+            primaries: Primaries::default(),
         }
     }
 

@@ -4,7 +4,8 @@
 //! the local journal, in which a promotion appears. Each of these stops the copy; it is awaited to its last request
 //! before anything else happens.
 //!
-//! Status, in Ceph's words: `bootstrapping, IMAGE_SYNC/COPY_IMAGE 37%`.
+//! Status, in Ceph's words but for a comma (see [`Report`](crate::report::Report)): `bootstrapping: IMAGE_SYNC/COPY_IMAGE
+//! 37%`.
 
 use rbd::mirroring::StatusState;
 use std::sync::Arc;
@@ -24,7 +25,8 @@ use journal::first_copy::{Begun, CopyMarker, Held, Origin, begin, checkpoint, co
 use journal::replay;
 use journal::types::{ClientData, MirrorPeer, MirrorPeerState};
 use rados::{Error, Result, SnapId};
-use rbd::SnapshotNamespace;
+use rbd::made_anew::made_anew;
+use rbd::{HeaderUpdate, SnapshotNamespace};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -97,7 +99,7 @@ impl Session<'_> {
         if let Some(done) = noted.as_ref().filter(|marker| marker.copied && marker.is_of(&peer)) {
             return self.replay_from(done.clone()).await;
         }
-        self.say(StatusState::Syncing, "bootstrapping, IMAGE_SYNC/CREATE_SYNC_POINT");
+        self.say(StatusState::Syncing, "bootstrapping: IMAGE_SYNC/CREATE_SYNC_POINT");
         // What was replayed before says nothing about what is going to be copied.
         replay::clear_marker(&self.local.image.image).await?;
         self.remote.image.refresh().await?;
@@ -181,6 +183,9 @@ impl Session<'_> {
         let peer = self.registered.peer(self.local.image.image.id());
         self.store_peer(MirrorPeer { state: MirrorPeerState::Replaying, ..peer }).await?;
         if self.local.journal.resync_requested {
+            self.local.image.refresh().await?;
+            let (image, header) = (&self.local.image.image, &self.local.image.header);
+            made_anew(HeaderUpdate::of(image.id()), header, None).apply(image.header_ioctx()).await?;
             self.local.journal.set_resync(false).await?;
         }
         tracing::info!(image = %self.ctx.global_image_id, "copied '{}'", self.local.image.image.name());
@@ -253,7 +258,7 @@ impl Session<'_> {
                 _ = ticks.tick() => {
                     let now = *published.borrow_and_update();
                     let percent = (100 * now.objects_done).checked_div(now.objects_total).unwrap_or(0);
-                    self.say(StatusState::Syncing, &format!("bootstrapping, IMAGE_SYNC/COPY_IMAGE {percent}%"));
+                    self.say(StatusState::Syncing, &format!("bootstrapping: IMAGE_SYNC/COPY_IMAGE {percent}%"));
                     None
                 }
             };
