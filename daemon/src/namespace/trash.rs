@@ -9,22 +9,21 @@ use rados::error::ResultExt;
 use rados::{ErrorClass, IoCtx, Result};
 use rbd::removal_mark;
 use rbd::trash::{self, TrashSource, TrashState};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::sleep;
 
 use crate::image::{self, is_due};
 use crate::service::{Level, ServiceDaemon};
 
 /// How often the trash is looked into. Ceph's daemon waits 30 s (`rbd_mirror_delete_retry_interval`).
 const INTERVAL: Duration = Duration::from_secs(10);
+/// The same while something is due and cannot be removed yet.
+const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Removes what is due, from time to time, for as long as the connection works. What is due and stays is called out.
 pub async fn purge(ioctx: IoCtx, service: ServiceDaemon) -> Result<()> {
     let source = format!("trash {}", ioctx.namespace());
     let mut said: Vec<String> = Vec::new();
-    let mut ticks = interval(INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        ticks.tick().await;
         match purge_once(&ioctx).await {
             Err(error) if error.class() == ErrorClass::Fenced => return Err(error),
             Err(error) => tracing::warn!("cannot look into the trash: {error}"),
@@ -35,6 +34,7 @@ pub async fn purge(ioctx: IoCtx, service: ServiceDaemon) -> Result<()> {
                 said = left;
             }
         }
+        sleep(if said.is_empty() { INTERVAL } else { RETRY_INTERVAL }).await;
     }
 }
 

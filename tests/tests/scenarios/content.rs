@@ -31,6 +31,13 @@ impl Reader {
         Ok(Reader { cluster: rados::connect(options).await? })
     }
 
+    /// A pool.
+    pub async fn pool(&self, name: &str) -> Result<rados::IoCtx> {
+        // The pool may be newer than the map that this client has.
+        self.cluster.wait_for_latest_osdmap().await?;
+        Ok(self.cluster.pool(self.cluster.pool_by_name(name).await?))
+    }
+
     /// Opens `pool/[namespace/]image`.
     pub async fn open(&self, spec: &str) -> Result<(Image, ImageHeader)> {
         let parts: Vec<_> = spec.split('/').collect();

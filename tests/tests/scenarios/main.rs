@@ -18,6 +18,7 @@ mod journal;
 mod lifecycle;
 mod object_maps;
 mod outages;
+mod removal_rounds;
 mod removals;
 mod repairs;
 mod snapshots;

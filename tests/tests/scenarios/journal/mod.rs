@@ -14,7 +14,7 @@ mod lifecycle;
 mod outages;
 mod prefix;
 mod replay;
-mod stage;
+pub mod stage;
 mod stock;
 mod turns;
 mod two_way;
