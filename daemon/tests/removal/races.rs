@@ -76,10 +76,12 @@ async fn promotion_before(world: &World, mode: MirrorImageMode, nth: u64) -> Res
 pub async fn a_removal_that_was_cut_off_is_completed(world: &World) -> Result<()> {
     for mode in MODES {
         let operations = operations(world, mode).await?;
+        let delays = [Duration::ZERO, Duration::from_secs(3600)];
         let crashes = (1..=operations).flat_map(|nth| [(nth, Fault::CrashBefore), (nth, Fault::CrashAfter)]);
-        let crashes = crashes.map(async |(nth, fault)| {
-            let what = format!("{fault:?} {nth}, {mode} mode");
-            crash_at(world, mode, nth, fault).await.context(what)
+        let crashes = crashes.flat_map(|(nth, fault)| delays.map(|delay| (nth, fault.clone(), delay)));
+        let crashes = crashes.map(async |(nth, fault, delay)| {
+            let what = format!("{fault:?} {nth}, {mode} mode, {delay:?} in the trash");
+            crash_at(world, mode, nth, fault, delay).await.context(what)
         });
         let crashes: Vec<_> = futures::stream::iter(crashes).buffered(CONCURRENCY).collect().await;
         let lost: Vec<_> =
@@ -89,19 +91,28 @@ pub async fn a_removal_that_was_cut_off_is_completed(world: &World) -> Result<()
     Ok(())
 }
 
-async fn crash_at(world: &World, mode: MirrorImageMode, nth: u64, fault: Fault) -> Result<()> {
+async fn crash_at(
+    world: &World,
+    mode: MirrorImageMode,
+    nth: u64,
+    fault: Fault,
+    delay: Duration,
+) -> Result<()> {
     let copy = world.copy(mode).await?;
     let plan = FaultPlan::none().at(nth, Matcher::default(), fault);
     let faulty = Faulty::new(world.local.backend().clone(), plan, &[]);
-    let mut following = world.follow(&copy, Some(faulty.clone()), Duration::ZERO);
+    let mut following = world.follow(&copy, Some(faulty.clone()), delay);
     tokio::select! {
         () = faulty.crashed() => {
             following.task.abort();
             let _ = following.task.await;
             drop(faulty);
-            world.follow(&copy, None, Duration::ZERO).done().await?;
+            world.follow(&copy, None, delay).done().await?;
         }
         _ = &mut following.task => {}
+    }
+    if !delay.is_zero() {
+        return copy.expect_restorable(world).await;
     }
     // What is in the trash, and mirrored no more, is left to the task that looks after the trash.
     if trash::get(&world.local, copy.image.id()).await?.is_some() {

@@ -290,6 +290,25 @@ impl Copy {
         Ok(())
     }
 
+    /// Fails unless it lies in the trash and can be taken back: as an image with a history of its own that may have
+    /// snapshots.
+    pub async fn expect_restorable(&self, world: &World) -> Result<()> {
+        let (id, ioctx) = (self.image.id(), &world.local);
+        self.expect_whole(world).await?;
+        let entry = trash::get(ioctx, id).await?.context("it is not in the trash")?;
+        ensure!(entry.state == trash::TrashState::Normal, "{entry:?}");
+        ensure!(directory::name_of(ioctx, id).await?.is_none(), "it has a name");
+        ensure!(Mirroring::new(ioctx).image(id).await?.is_none(), "it is mirrored");
+        let limit = ImageHeader::read(ioctx, id).await?.snapshot_limit;
+        ensure!(limit.is_none(), "it may have {limit:?} snapshots");
+        if self.mode == MirrorImageMode::Journal {
+            let journal = ImageJournal::open(ioctx, id).await?;
+            journal.journal.next_tag_tid().await?;
+            ensure!(journal.owner() == Owner::Primary, "{:?}", journal.newest);
+        }
+        Ok(())
+    }
+
     /// Makes a tag in its journal, as a client does that has opened the image to write.
     pub async fn use_journal(&self, ioctx: &IoCtx) -> Result<()> {
         let journal = ImageJournal::open(ioctx, self.image.id()).await?;
