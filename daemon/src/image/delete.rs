@@ -1,8 +1,8 @@
 //! The copy follows when the primary is removed, or its mirroring is disabled.
 //!
 //! Order, and what each step guarantees:
-//! 1. The remote image was seen to be gone ([`remote_image::find`]), in a pool that is there and is the one that the copy
-//!    was made from.
+//! 1. The remote image was seen to be gone ([`super::remote_image::find`]), in a pool that is there and is the one that
+//!    the copy was made from.
 //! 2. **The copy is closed to promotions**, in one write that fails unless it is a copy of an image in that pool at that
 //!    very moment: its header is marked ([`rbd::removal_mark`]), or its journal closed to tags. A promotion that comes
 //!    before makes this write fail, and the image stays; one that comes later fails. Time may pass between 1 and 2 (a write
