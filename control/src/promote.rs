@@ -27,7 +27,7 @@ use rbd::mirroring::{GlobalImageId, MirrorImageMode};
 use rbd::rollback::{RollbackOptions, rollback};
 use rbd::types::{Features, MirrorSnapshot, MirrorSnapshotState, Snapshot, SnapshotNamespace, Timestamp};
 use rbd::watch_notify::Operation;
-use rbd::{Image, ImageHeader};
+use rbd::{Image, ImageHeader, removal_mark};
 use serde::Serialize;
 use snapshot::begin::{PENDING_PREFIX, read_marker};
 
@@ -252,6 +252,11 @@ impl Session {
     }
 
     async fn plan_promotion(&self, force: bool) -> Result<Plan> {
+        if removal_mark::may_be_marked(self.header()) {
+            let what =
+                "it is being removed because its primary is gone: look into the trash (rbd trash ls --all)";
+            return Err(Error::new(libc::EBUSY, what));
+        }
         plan(self.header(), read_marker(self.image()).await?, force)
     }
 

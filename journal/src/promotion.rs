@@ -67,7 +67,13 @@ impl ImageJournal {
         };
         let commit = Some(EntryPosition { tag: newest, entry });
         let predecessor = TagPredecessor { mirror_uuid: uuid.to_string(), commit };
-        self.begin_epoch(LOCAL_MIRROR_UUID, predecessor).await.context("cannot promote the image")
+        match self.begin_epoch(LOCAL_MIRROR_UUID, predecessor).await {
+            // A journal that takes no tags.
+            Err(error) if error.is_not_found() => {
+                Err(self.refused("promote", "it is being removed because its primary is gone"))
+            }
+            begun => begun.context("cannot promote the image"),
+        }
     }
 
     /// Ends the image's being the primary. What was read of the journal is fresh afterwards. EINVAL when it is not

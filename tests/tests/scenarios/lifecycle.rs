@@ -125,6 +125,9 @@ async fn pools_and_namespaces_that_come_later() -> Result<()> {
         b.wait_copied(spec, snap, LIMIT).await?;
         crate::common::expect_copy_of(&stage.a, &stage.b, spec).await?;
     }
+    a.rbd(&["mirror", "image", "disable", "late/inner/image"]).await?;
+    until("a copy in a namespace to go", async || Ok(!exists(b, "late/inner", "image").await?)).await?;
+    ensure!(exists(b, "late", "image").await?, "an image of the same name went with it");
     daemon.stop(LIMIT).await?;
     for cluster in stage.clusters.both() {
         cluster.delete_pool("late").await?;
