@@ -496,7 +496,8 @@ impl Journal {
     /// Closes the journal to tags, if its metadata are still those of this version: false when they are not. Whoever tries
     /// to make a tag from then on fails (ENOENT).
     pub(crate) async fn close_to_tags(&self, version: u64) -> Result<bool> {
-        let close = WriteOp::new(self.metadata_object()).with(WriteSub::AssertVersion(version));
+        let close =
+            WriteOp::new(self.metadata_object()).with(WriteSub::AssertVersion(version)).despite_full();
         match self.inner.header.write(close.with(WriteSub::OmapRemove(vec![NEXT_TAG_KEY.into()]))).await {
             Ok(_) => Ok(true),
             Err(error) if error.is(libc::ERANGE) || error.is(libc::EOVERFLOW) => Ok(false),
@@ -513,7 +514,7 @@ impl Journal {
     pub(crate) async fn open_to_tags(&self, version: u64, next: TagTid) -> Result<bool> {
         let mut number = Encoder::new();
         number.u64(next.0);
-        let open = WriteOp::new(self.metadata_object()).with(WriteSub::AssertVersion(version));
+        let open = WriteOp::new(self.metadata_object()).with(WriteSub::AssertVersion(version)).despite_full();
         let set = WriteSub::OmapSet(vec![(NEXT_TAG_KEY.into(), number.finish())]);
         match self.inner.header.write(open.with(set)).await {
             Ok(_) => Ok(true),

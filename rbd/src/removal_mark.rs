@@ -111,7 +111,7 @@ pub fn is_promoted(header: &ImageHeader) -> bool {
 /// The present by the clock of the cluster, as the OSD that has the header of `image` tells it; the time of the image's
 /// last access is set to it. ENOENT when there is no such image.
 pub async fn cluster_time(ioctx: &IoCtx, image: &ImageId) -> Result<Timestamp> {
-    let touch = WriteOp::new(header_object(image)).with(WriteSub::AssertExists);
+    let touch = WriteOp::new(header_object(image)).with(WriteSub::AssertExists).despite_full();
     let touch = touch.exec("rbd", "set_access_timestamp", bytes::Bytes::new());
     ioctx.write(touch).await.context(format!("cannot tell the time of the cluster by image {image}"))?;
     Ok(ImageHeader::read(ioctx, image).await?.accessed)
@@ -147,9 +147,11 @@ fn set_limit(limit: u64) -> WriteSub {
     WriteSub::OmapSet(vec![(LIMIT_KEY.into(), e.finish())])
 }
 
-/// A change of a header that fails when the header is not the one that was read.
+/// A change of a header that fails when the header is not the one that was read. It goes through in a full pool, too: a
+/// removal frees space.
 fn unless_changed(header: &ImageHeader) -> WriteOp {
-    WriteOp::new(header_object(&header.id)).with(WriteSub::AssertVersion(header.version))
+    let op = WriteOp::new(header_object(&header.id)).with(WriteSub::AssertVersion(header.version));
+    op.despite_full()
 }
 
 fn is_changed(error: &Error) -> bool {
