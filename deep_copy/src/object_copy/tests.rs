@@ -318,7 +318,7 @@ proptest! {
 /// A client writes with the snapshot context from before a snapshot that has been copied: the clones tell of no change.
 #[test]
 fn a_write_that_was_under_way_while_a_snapshot_was_taken_arrives() {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
         let round = |events| Round {
             events,
