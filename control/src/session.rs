@@ -4,7 +4,8 @@
 //! what librbd takes the lock for it is taken for. An image without that feature is changed as it is.
 //!
 //! Invariants: the header was read after the watch began, and again after the lock was got; the lock is given up, and the
-//! watch with it, when the session is closed.
+//! watch with it, when the session is closed; all that is written to the image goes through the session's gate, so that the
+//! lock stays until it was answered.
 //!
 //! Reference: `src/librbd/Operations.cc` (`C_InvokeAsyncRequest`).
 
@@ -60,8 +61,9 @@ impl Session {
             // Not known yet.
             object_map: false,
         };
-        let lock = ExclusiveLock::open(pool.ioctx(), id, options).await?;
-        let header = match ImageHeader::read(pool.ioctx(), id).await {
+        let ioctx = pool.ioctx().gated();
+        let lock = ExclusiveLock::open(&ioctx, id, options).await?;
+        let header = match ImageHeader::read(&ioctx, id).await {
             Ok(header) => header,
             Err(error) => {
                 close(lock).await;
@@ -69,7 +71,7 @@ impl Session {
             }
         };
         lock.set_object_map(header.features.has(Features::OBJECT_MAP));
-        let image = Image::of(pool.ioctx(), name, &header);
+        let image = Image::of(&ioctx, name, &header);
         Ok(Session {
             pool: pool.clone(),
             open: OpenImage { image, header },

@@ -6,7 +6,9 @@
 //! session begins from scratch, with new connections.
 //!
 //! Order at the end of leadership: image tasks, statuses, watches, and only then the leader lock, so that the next
-//! leader never works beside this one.
+//! leader never works beside this one. All that is written locally in a term of leadership goes through its gate
+//! ([`rados::gate`]): when that is not empty soon after its end, because an OSD does not answer, the leader lock is left as it
+//! is, and the connection is given up. The next leader, wherever it is, fences it then, and with it what is under way.
 //!
 //! Reference: `src/tools/rbd_mirror/PoolReplayer.cc`.
 
@@ -20,7 +22,7 @@ use rbd::mirroring::{MirrorMode, Mirroring};
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::{Id, JoinSet};
-use tokio::time::{interval, sleep};
+use tokio::time::{interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::connect::Connector;
@@ -50,6 +52,8 @@ const REMAKE_INTERVAL: Duration = Duration::from_secs(10);
 const BYTES_MAX: u64 = 64 << 20;
 /// Who calls out.
 const CALLOUT: &str = "pool_replayer";
+/// How long what was written in a term of leadership may take to be answered when that is over.
+const WRITES_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The replayer of one pool from one peer.
 pub struct PoolReplayer {
@@ -239,7 +243,8 @@ impl<'a> Session<'a> {
             drop(self.shared.snap_ids(&self.local_pool));
             drop(self.shared.remote_snap_ids(&self.remote_pool));
             let releases = orders.borrow_and_update().leader_releases;
-            let mut namespaces = Namespaces::new(self, control);
+            let term = self.local_pool.gated();
+            let mut namespaces = Namespaces::new(self, control, &term);
             let (space, replayer) = (&self.shared.space, self.replayer);
             // Namespaces are ended in order whatever ends the leadership, also when the session is cancelled.
             let lost = tokio::select! {
@@ -252,6 +257,11 @@ impl<'a> Session<'a> {
                 _ = orders.wait_for(|orders| orders.leader_releases != releases) => None,
             };
             namespaces.end().await;
+            if let Err(unanswered) = self.end_term(&term).await {
+                leader.abandon().await;
+                self.show_leader(control, None);
+                return lost.unwrap_or(Err(unanswered));
+            }
             leader.release().await;
             self.show_leader(control, None);
             match lost {
@@ -265,6 +275,21 @@ impl<'a> Session<'a> {
                 }
             }
         }
+    }
+
+    /// Nothing is written any more through the context of a term of leadership; fails when what was is not answered in time.
+    async fn end_term(&self, term: &IoCtx) -> Result<(), Failure> {
+        let Some(gate) = term.gate() else { return Ok(()) };
+        gate.close();
+        if timeout(WRITES_TIMEOUT, gate.drained()).await == Ok(true) {
+            return Ok(());
+        }
+        let details = format!(
+            "{} writes to the copies are under way and not answered, an OSD of the pool may be down; giving up the \
+             connection, so that they cannot take effect after those of the next leader",
+            gate.inside()
+        );
+        Err(failure("unable to release the leadership of the pool in order")(details))
     }
 
     fn show_leader(&self, control: &PoolControl, owner: Option<u64>) {
@@ -308,10 +333,16 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn namespace_context(&self, name: &str, remote_name: &str, reports: Reports) -> NamespaceContext {
+    fn namespace_context(
+        &self,
+        term: &IoCtx,
+        name: &str,
+        remote_name: &str,
+        reports: Reports,
+    ) -> NamespaceContext {
         NamespaceContext {
             pool: self.replayer.pool,
-            local: self.local_pool.with_namespace(name),
+            local: term.with_namespace(name),
             remote: self.remote_pool.with_namespace(remote_name),
             local_mirror_uuid: self.local_mirror_uuid.clone(),
             local_peer_uuid: self.replayer.peer.uuid.as_str().into(),
@@ -355,15 +386,17 @@ async fn first_ping(
 struct Namespaces<'a> {
     session: &'a Session<'a>,
     control: &'a Arc<PoolControl>,
+    /// The local pool, through the gate of this term of leadership.
+    term: IoCtx,
     orders: watch::Receiver<Orders>,
     running: BTreeMap<String, (CancellationToken, Id)>,
     tasks: JoinSet<rados::Result<()>>,
 }
 
 impl<'a> Namespaces<'a> {
-    fn new(session: &'a Session<'a>, control: &'a Arc<PoolControl>) -> Self {
+    fn new(session: &'a Session<'a>, control: &'a Arc<PoolControl>, term: &IoCtx) -> Self {
         let (running, tasks) = (BTreeMap::new(), JoinSet::new());
-        Namespaces { session, control, orders: control.orders(), running, tasks }
+        Namespaces { session, control, term: term.clone(), orders: control.orders(), running, tasks }
     }
 
     /// Starts and ends replayers as namespaces come and go; comes back only with a reason to end the session.
@@ -406,7 +439,7 @@ impl<'a> Namespaces<'a> {
             }
             let reports = Reports::default();
             self.control.show(|view| drop(view.namespaces.insert(name.clone(), reports.clone())));
-            let context = self.session.namespace_context(&name, &remote_name, reports);
+            let context = self.session.namespace_context(&self.term, &name, &remote_name, reports);
             let cancel = CancellationToken::new();
             let task = self.tasks.spawn(namespace::run(context, self.orders.clone(), cancel.clone()));
             self.running.insert(name, (cancel, task.id()));

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::cluster::{CommandReply, CommandTarget};
 use crate::error::{Error, Result};
+use crate::gate::GateGuard;
 use crate::op::{ReadOp, ReadReply, WriteOp};
 use crate::types::{PoolId, SnapId};
 
@@ -35,6 +36,9 @@ pub trait Backend: Send + Sync + 'static {
     fn read(&self, location: &Location, op: ReadOp) -> Pending<ReadReply>;
     /// Changes one object; answers with its new version.
     fn write(&self, location: &Location, op: WriteOp) -> Pending<u64>;
+    /// The same; `guard` is kept until it is certain that the write can take effect no more, also when the future is
+    /// dropped. So it goes when the write was answered, or when it was dropped before it was sent.
+    fn write_guarded(&self, location: &Location, op: WriteOp, guard: GateGuard) -> Pending<u64>;
     /// Allocates a self-managed snapshot id in the pool (a monitor round).
     fn snap_create(&self, location: &Location) -> Pending<SnapId>;
     /// Gives up a self-managed snapshot id: its clones will be trimmed (a monitor round).

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use crate::backend::{Backend, Location, NotifyReply, Watch};
 use crate::describe;
 use crate::error::{Error, Result};
+use crate::gate::{Gate, GateGuard};
 use crate::op::{CloneSet, OmapPage, ReadAnswer, ReadOp, ReadReply, ReadSub, Watcher, WriteOp};
 use crate::types::{Extent, PoolId, SnapId};
 
@@ -21,6 +22,8 @@ pub struct IoCtx {
     backend: Arc<dyn Backend>,
     location: Location,
     bulk: bool,
+    /// What is written through it is counted there.
+    gate: Option<Gate>,
 }
 
 impl fmt::Debug for IoCtx {
@@ -32,13 +35,35 @@ impl fmt::Debug for IoCtx {
 impl IoCtx {
     /// Objects at `location`, reached through `backend`.
     pub fn new(backend: Arc<dyn Backend>, location: Location) -> Self {
-        IoCtx { backend, location, bulk: false }
+        IoCtx { backend, location, bulk: false, gate: None }
     }
 
     /// The same for the data objects of images and journals: requests have their turn among the many of that kind, and do not
     /// hold up those on which locks, headers and statuses depend.
     pub fn for_data(&self) -> IoCtx {
         IoCtx { bulk: true, ..self.clone() }
+    }
+
+    /// The same for a session of its own: what it writes through this, through what is made from it, and through nothing
+    /// else, is counted by a new gate within that of this one, if it has one.
+    pub fn gated(&self) -> IoCtx {
+        IoCtx { gate: Some(Gate::new(self.gate.clone())), ..self.clone() }
+    }
+
+    /// The same outside of any gate: for what is written when the session has ended.
+    pub fn ungated(&self) -> IoCtx {
+        IoCtx { gate: None, ..self.clone() }
+    }
+
+    /// The gate of its session; `None` when it belongs to none.
+    pub fn gate(&self) -> Option<&Gate> {
+        self.gate.as_ref()
+    }
+
+    /// Enters the gate of its session, if it has one, with something that consists of several writes. ECANCELED when the
+    /// session has ended.
+    pub fn enter(&self) -> Result<Option<GateGuard>> {
+        self.gate.as_ref().map(Gate::enter).transpose()
     }
 
     /// The backend.
@@ -58,12 +83,14 @@ impl IoCtx {
 
     /// The same namespace of another pool.
     pub fn with_pool(&self, pool: PoolId) -> IoCtx {
-        IoCtx::new(self.backend.clone(), Location { pool, namespace: self.location.namespace.clone() })
+        let location = Location { pool, namespace: self.location.namespace.clone() };
+        IoCtx { location, bulk: false, ..self.clone() }
     }
 
     /// Another namespace of the same pool.
     pub fn with_namespace(&self, namespace: &str) -> IoCtx {
-        IoCtx::new(self.backend.clone(), Location { pool: self.location.pool, namespace: namespace.into() })
+        let location = Location { pool: self.location.pool, namespace: namespace.into() };
+        IoCtx { location, bulk: false, ..self.clone() }
     }
 
     /// Reads one object.
@@ -78,13 +105,18 @@ impl IoCtx {
         reply.answers.into_iter().next().ok_or_else(|| unexpected(object))
     }
 
-    /// Changes one object; answers with its new version. EINVAL, and nothing is sent, when a write or a zero has no bytes.
+    /// Changes one object; answers with its new version. EINVAL, and nothing is sent, when a write or a zero has no bytes;
+    /// ECANCELED when the session that this belongs to has ended. Until it is answered it counts in the session's gate,
+    /// also when the future is dropped.
     pub async fn write(&self, mut op: WriteOp) -> Result<u64> {
         op.bulk |= self.bulk;
         if let Some(sub) = op.empty_range() {
             return Err(Error::new(libc::EINVAL, describe::empty_range(&op, sub, &self.location)));
         }
-        self.backend.write(&self.location, op).await
+        let Some(gate) = &self.gate else { return self.backend.write(&self.location, op).await };
+        let entered = gate.enter();
+        let guard = entered.map_err(|error| error.context(describe::write(&op, &self.location)))?;
+        self.backend.write_guarded(&self.location, op, guard).await
     }
 
     /// Calls a class method that reads; answers with its output.

@@ -12,6 +12,7 @@
 //! * Every method is cancel-safe in memory: the buffers of an operation belong to its completion, so a dropped future
 //!   frees nothing that librados still uses. Whether a *write* whose future was dropped took effect is unknown.
 //! * Operations in flight are bounded per connection (see [`Limits`]).
+//! * A write made through a gated [`IoCtx`] counts as under way until it was answered, whoever waits for it (see [`gate`]).
 
 pub mod backend;
 pub mod cluster;
@@ -20,6 +21,7 @@ pub mod encoding;
 pub mod entity;
 pub mod error;
 pub mod fault;
+pub mod gate;
 pub mod ioctx;
 mod librados;
 pub mod lock;
@@ -33,6 +35,7 @@ pub use cluster::{
     end_process, option_kind,
 };
 pub use error::{Error, ErrorClass, Result};
+pub use gate::{Gate, GateGuard};
 pub use ioctx::IoCtx;
 pub use op::{
     ChecksumKind, Clone, CloneSet, OmapPage, ReadAnswer, ReadOp, ReadReply, ReadSub, Watcher, WriteOp,

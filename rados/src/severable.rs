@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use crate::backend::{Backend, Location, NotifyReply, Pending, Registration, Watch};
 use crate::cluster::{CommandReply, CommandTarget};
 use crate::error::{Error, Result};
+use crate::gate::GateGuard;
 use crate::op::{ReadOp, ReadReply, WriteOp};
 use crate::types::{PoolId, SnapId};
 
@@ -81,6 +82,10 @@ impl Backend for Severable {
 
     fn write(&self, location: &Location, op: WriteOp) -> Pending<u64> {
         self.until_severed(self.inner.write(location, op))
+    }
+
+    fn write_guarded(&self, location: &Location, op: WriteOp, guard: GateGuard) -> Pending<u64> {
+        self.until_severed(self.inner.write_guarded(location, op, guard))
     }
 
     fn snap_create(&self, location: &Location) -> Pending<SnapId> {

@@ -21,6 +21,12 @@
 //! [`ExclusiveLock::release`]; then unlock the object map and the header, notify "released lock". A peer who was told
 //! "yes" waits for that.
 //!
+//! The lock is unlocked only when nothing that was written under it can still take effect: it is opened through a gated
+//! [`IoCtx`], through which all of its session writes, and it waits until nothing is inside that gate ([`rados::gate`]). A
+//! session that is dropped (its task did not end in time, or panicked) writes nothing any more; what it had under way is
+//! waited for all the same, however long that takes. Until then the lock stays where it is: others see its owner live, or, when
+//! this process or its connection ends first, dead, and then they fence it before they take the lock.
+//!
 //! As the owner we carry out no operation for others (snapshots, resizing, …): with [`RequestPolicy::HandOver`] the asker
 //! is told that we can't (EOPNOTSUPP) and librbd then asks for the lock and does it himself; with
 //! [`RequestPolicy::Refuse`] he is told EROFS.
@@ -35,7 +41,7 @@ use std::time::Duration;
 
 use rados::error::ResultExt;
 use rados::lock::{LockKind, LockRequest};
-use rados::{Error, IoCtx, ReadOp, Result};
+use rados::{Error, Gate, IoCtx, ReadOp, Result};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::header_update::LOCK_NAME;
@@ -132,10 +138,13 @@ impl PolicySetter {
     }
 }
 
-/// The exclusive lock of an image that we have open. Dropping it gives up the lock in the background.
+/// The exclusive lock of an image that we have open. Dropping it ends its session: the gate is closed, and the lock is given
+/// up in the background when nothing is inside any more.
 #[derive(Debug)]
 pub struct ExclusiveLock {
     ioctx: IoCtx,
+    /// That of the session. Taken when it was closed in order.
+    gate: Option<Gate>,
     image: ImageId,
     client: ClientId,
     commands: mpsc::UnboundedSender<Command>,
@@ -144,8 +153,15 @@ pub struct ExclusiveLock {
 
 impl ExclusiveLock {
     /// Watches the header of `image`, which lies in `ioctx`. The lock is not taken yet. ENOENT when there is no such
-    /// image. Must be called within a tokio runtime.
+    /// image. EINVAL unless `ioctx` is gated ([`IoCtx::gated`]): the image must be written to through it, or what is made
+    /// from it, alone. Must be called within a tokio runtime.
     pub async fn open(ioctx: &IoCtx, image: &ImageId, options: LockOptions) -> Result<ExclusiveLock> {
+        let Some(gate) = ioctx.gate().cloned() else {
+            let what =
+                format!("cannot lock image {image}: nobody counts what is written to it; this is a bug");
+            return Err(Error::new(libc::EINVAL, what));
+        };
+        let ioctx = &ioctx.ungated();
         let header = HeaderWatch::new(ioctx, image).await?;
         let (commands, inbox) = mpsc::unbounded_channel();
         let (publish, report) = watch::channel(LockReport {
@@ -155,8 +171,9 @@ impl ExclusiveLock {
             header_updates: 0,
         });
         let client = header.client_id();
-        tokio::spawn(Task::new(ioctx, image, options, header, publish).run(inbox));
-        Ok(ExclusiveLock { ioctx: ioctx.clone(), image: image.clone(), client, commands, report })
+        tokio::spawn(Task::new((ioctx, &gate), image, options, header, publish).run(inbox));
+        let (ioctx, gate, image) = (ioctx.clone(), Some(gate), image.clone());
+        Ok(ExclusiveLock { ioctx, gate, image, client, commands, report })
     }
 
     /// By which others knew us when the watch began.
@@ -188,8 +205,8 @@ impl ExclusiveLock {
         self.ask(|answer| Command::Acquire { patient: false, answer }).await
     }
 
-    /// Gives up the lock; all writes that need it must be finished. No error when it is not held. Cancel-safe: it is
-    /// given up all the same.
+    /// Gives up the lock, when nothing is inside the gate any more; whoever calls this must not be. No error when it is not
+    /// held. Cancel-safe: it is given up all the same.
     pub async fn release(&self) -> Result<()> {
         self.ask(|answer| Command::Release { answer }).await
     }
@@ -256,9 +273,12 @@ impl ExclusiveLock {
         verified.context(format!("the exclusive lock of image {} is lost", self.image))
     }
 
-    /// Gives up the lock and the watch, and waits until the cluster has forgotten both.
-    pub async fn close(self) -> Result<()> {
-        self.ask(|answer| Command::Close { answer }).await
+    /// Gives up the lock, when nothing is inside the gate any more, and the watch, and waits until the cluster has
+    /// forgotten both. The gate stays open: it may have other uses.
+    pub async fn close(mut self) -> Result<()> {
+        let closed = self.ask(|answer| Command::Close { answer }).await;
+        self.gate = None;
+        closed
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T>>) -> Command) -> Result<T> {
@@ -269,5 +289,14 @@ impl ExclusiveLock {
         };
         self.commands.send(command(answer)).map_err(|_| ended())?;
         answered.await.map_err(|_| ended())?
+    }
+}
+
+impl Drop for ExclusiveLock {
+    fn drop(&mut self) {
+        // The task behind it hears of that by the end of its commands.
+        if let Some(gate) = &self.gate {
+            gate.close();
+        }
     }
 }

@@ -10,12 +10,17 @@
 //! * Before a lock is broken its owner is blocklisted, and the newest OSD map is waited for: whatever the old owner has
 //!   still in flight fails. (`rbd_blocklist_on_break_lock = false` turns this off, as in librbd.)
 //! * Between looking at the owner and breaking his lock, the lock is looked at again.
+//! * A lock of this very client is taken over only when nobody in this process holds it any more ([`HELD`]): breaking it
+//!   would fence nothing, so whoever holds it must have come to its end.
 //!
 //! After a connection error the watch comes back with another cookie; the lock must then get that one, too
 //! ([`ManagedLock::reacquire`]), or its owner will be taken for dead.
 //!
 //! Reference: `src/librbd/ManagedLock.cc`, `src/librbd/managed_lock/` (`AcquireRequest`, `BreakRequest`,
 //! `GetLockerRequest`, `ReacquireRequest`, `ReleaseRequest`, `Utils`).
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rados::entity::{EntityAddress, EntityName};
 use rados::error::ResultExt;
@@ -120,7 +125,42 @@ pub struct ManagedLock {
     object: String,
     blocklist: bool,
     blocklist_seconds: Option<f64>,
-    held: Option<String>,
+    held: Option<Arc<Held>>,
+}
+
+/// A lock as this process knows it: cluster, pool and namespace, object, cookie.
+type LockKey = (String, String, String, String);
+
+/// How many in this process hold a lock, or think so.
+static HELD: Mutex<BTreeMap<LockKey, usize>> = Mutex::new(BTreeMap::new());
+
+fn all_held() -> MutexGuard<'static, BTreeMap<LockKey, usize>> {
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Says that a lock is held, for as long as it lives.
+#[derive(Debug)]
+pub struct Held(LockKey);
+
+impl Held {
+    fn new(key: LockKey) -> Arc<Held> {
+        *all_held().entry(key.clone()).or_default() += 1;
+        Arc::new(Held(key))
+    }
+
+    fn cookie(&self) -> &str {
+        &self.0.3
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut held = all_held();
+        if let Some(count) = held.get_mut(&self.0) {
+            *count -= 1;
+        }
+        held.retain(|_, count| *count > 0);
+    }
 }
 
 impl ManagedLock {
@@ -145,7 +185,12 @@ impl ManagedLock {
 
     /// Our cookie while we hold the lock.
     pub fn cookie(&self) -> Option<&str> {
-        self.held.as_deref()
+        self.held.as_deref().map(Held::cookie)
+    }
+
+    /// Forgets the lock, which stays locked. As long as the answer lives nobody else in this process takes it over.
+    pub fn forget(&mut self) -> Option<Arc<Held>> {
+        self.held.take()
     }
 
     /// Who holds it. EBUSY when it is locked by other means.
@@ -177,12 +222,12 @@ impl ManagedLock {
                 }
                 Err(e) if e.is(libc::EBUSY) => {}
                 _ => {
-                    self.held = Some(cookie);
+                    self.hold(cookie);
                     return Ok(Attempt::Acquired);
                 }
             }
             let Some(owner) = self.owner().await? else { continue };
-            if self.is_alive(&owner).await? {
+            if self.is_alive(&owner).await? || self.is_held_here(&owner) {
                 return Ok(Attempt::Owned(owner));
             }
             if owner.entity == self.own_entity() {
@@ -235,12 +280,12 @@ impl ManagedLock {
     /// when nobody holds it; we do not hold it then.
     pub async fn reacquire(&mut self, watch_cookie: u64) -> Result<()> {
         let cookie = lock_cookie(watch_cookie);
-        let Some(old) = self.held.clone().filter(|old| *old != cookie) else { return Ok(()) };
+        let Some(old) = self.cookie().filter(|old| *old != cookie).map(str::to_string) else { return Ok(()) };
         let renamed = self.ioctx.set_lock_cookie(&self.object, &request(&old), &cookie).await;
         match renamed {
-            Ok(()) => self.held = Some(cookie),
+            Ok(()) => self.hold(cookie),
             // A rename whose answer was lost leaves the lock with the new cookie.
-            Err(_) if self.verify_cookie(&cookie).await.is_ok() => self.held = Some(cookie),
+            Err(_) if self.verify_cookie(&cookie).await.is_ok() => self.hold(cookie),
             Err(e) => {
                 if e.is(libc::EBUSY) || e.is_not_found() || e.is(libc::ESHUTDOWN) {
                     self.held = None;
@@ -255,7 +300,7 @@ impl ManagedLock {
 
     /// Asks the OSD whether we still hold it. EBUSY, ENOENT or ESHUTDOWN when we do not, and we know it then.
     pub async fn verify(&mut self) -> Result<()> {
-        let Some(cookie) = self.held.clone() else {
+        let Some(cookie) = self.cookie().map(str::to_string) else {
             return Err(Error::new(libc::ENOENT, format!("object '{}' is not locked by us", self.object)));
         };
         let verified = self.verify_cookie(&cookie).await;
@@ -269,12 +314,12 @@ impl ManagedLock {
 
     /// What makes a write fail with EBUSY unless we hold the lock; `None` when we do not.
     pub fn assertion(&self) -> Option<WriteSub> {
-        self.held.as_deref().map(|cookie| request(cookie).assert_locked_sub())
+        self.cookie().map(|cookie| request(cookie).assert_locked_sub())
     }
 
     /// Gives up the lock; no error when it is not held any more.
     pub async fn release(&mut self) -> Result<()> {
-        if let Some(cookie) = self.held.clone() {
+        if let Some(cookie) = self.cookie().map(str::to_string) {
             self.release_cookie(&cookie).await?;
             self.held = None;
         }
@@ -291,6 +336,20 @@ impl ManagedLock {
     async fn verify_cookie(&self, cookie: &str) -> Result<()> {
         let op = ReadOp::new(self.object.clone()).with(request(cookie).assert_locked_read_sub());
         self.ioctx.read(op).await.map(drop)
+    }
+
+    fn hold(&mut self, cookie: String) {
+        self.held = Some(Held::new(self.key(cookie)));
+    }
+
+    fn key(&self, cookie: String) -> LockKey {
+        let place = format!("{}/{}", self.ioctx.pool_id(), self.ioctx.namespace());
+        (self.ioctx.backend().fsid().to_string(), place, self.object.clone(), cookie)
+    }
+
+    /// True when somebody else in this process, whose watch may be broken at the moment, holds the lock.
+    fn is_held_here(&self, owner: &LockOwner) -> bool {
+        owner.entity == self.own_entity() && all_held().contains_key(&self.key(owner.cookie.clone()))
     }
 
     fn own_entity(&self) -> EntityName {

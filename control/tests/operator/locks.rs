@@ -152,7 +152,7 @@ pub async fn who_does_not_give_up_is_left_alone(world: &World) -> Result<()> {
     // A cluster connection of its own: nobody asks himself.
     let own = world.a.pool_apart(pool.name()).await?;
     let options = LockOptions { policy: RequestPolicy::Refuse, ..LockOptions::default() };
-    let lock = ExclusiveLock::open(own.ioctx(), image.id(), options).await?;
+    let lock = ExclusiveLock::open(&own.ioctx().gated(), image.id(), options).await?;
     lock.acquire().await?;
     let stock = world.a.stock.rbd(&["mirror", "image", "demote", &spec]).await;
     expect_same_refusal(stock, pool.demote(IMAGE).await)?;

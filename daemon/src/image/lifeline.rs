@@ -16,7 +16,7 @@ use journal::bootstrap::Owner;
 use journal::image_journal::ImageJournal;
 use journal::watch::{JournalChanges, JournalWatch};
 use rados::severable::{Line, severable};
-use rados::{Error, ErrorClass, IoCtx, Location, Result};
+use rados::{Error, ErrorClass, Gate, IoCtx, Location, Result};
 use rbd::exclusive_lock::LockReport;
 use rbd::image::Image;
 use tokio::sync::watch;
@@ -36,6 +36,8 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// The line of one attempt at following an image.
 pub struct Lifeline {
     line: Line,
+    /// What is written through the line.
+    gate: Gate,
     /// The remote pool, through no line.
     remote: IoCtx,
     /// Cancelled when the image is promoted.
@@ -49,15 +51,17 @@ impl Lifeline {
     pub(super) fn lay(ctx: &ImageContext) -> (ImageContext, Lifeline) {
         let (backend, line) = severable(ctx.remote.backend().clone());
         let location = Location { pool: ctx.remote.pool_id(), namespace: ctx.remote.namespace().into() };
+        let through = IoCtx::new(backend, location).gated();
         let mut lifeline = Lifeline {
             line,
+            gate: through.gate().cloned().unwrap_or_else(|| Gate::new(None)),
             remote: ctx.remote.clone(),
             promoted: CancellationToken::new(),
             guards: JoinSet::new(),
         };
         let cancel = ctx.cancel.clone();
         lifeline.sever_after(END_GRACE, "the task is told to end", async move { cancel.cancelled().await });
-        (ImageContext { remote: IoCtx::new(backend, location), ..ctx.clone() }, lifeline)
+        (ImageContext { remote: through, ..ctx.clone() }, lifeline)
     }
 
     /// Severs the line when the image of this journal is promoted, or gone; `watch` tells of that while it lasts.
@@ -116,12 +120,14 @@ impl Lifeline {
         why: &'static str,
         wanted: impl Future<Output = ()> + Send + 'static,
     ) {
-        let line = self.line.clone();
+        let (line, gate) = (self.line.clone(), self.gate.clone());
         self.guards.spawn(async move {
             wanted.await;
             tokio::time::sleep(grace).await;
             let what = format!("gave up waiting for the remote cluster: {why}");
             line.sever(Error::new(libc::ECANCELED, what));
+            // A lock of the remote image, taken for a sync point, stays there.
+            gate.give_up();
         });
     }
 }

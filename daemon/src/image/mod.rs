@@ -213,8 +213,10 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// How often a clone looks for the copy of its parent.
 const PARENT_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Finds out in which mode an image is mirrored, and follows it.
+/// Finds out in which mode an image is mirrored, and follows it. Whatever it writes locally goes through a gate of its own,
+/// so that the lock of the image is not given up before all of it was answered, however the attempt ends.
 async fn attempt(ctx: &ImageContext) -> Result<Attempt> {
+    let ctx = &ImageContext { local: ctx.local.gated(), ..ctx.clone() };
     let local = bootstrap::find(&ctx.local, &ctx.global_image_id).await?;
     if let Some(record) = &local
         && record.mirror.state == MirrorImageState::Creating

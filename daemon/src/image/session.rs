@@ -254,7 +254,13 @@ impl<'a> Session<'a> {
             && let Some(newest) = mirror_snapshots(&self.local).next()
         {
             let (image, newest) = (self.local.image.clone(), newest.id);
-            self.pruning = Some(tokio::spawn(async move { prune::prune(&image, newest, &prune).await }));
+            // The lock is not given up in the midst of it.
+            let inside = image.header_ioctx().enter()?;
+            self.pruning = Some(tokio::spawn(async move {
+                let pruned = prune::prune(&image, newest, &prune).await;
+                drop(inside);
+                pruned
+            }));
         }
         Ok(())
     }

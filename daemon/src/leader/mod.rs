@@ -257,6 +257,14 @@ impl Leader {
         .boxed()
     }
 
+    /// Stops listening, and leaves the lock as it is if it is held: the next leader finds its owner dead, and fences this
+    /// connection, which must not be used any more. Takes a second at most.
+    pub async fn abandon(&mut self) {
+        self.lock.forget();
+        self.stop_listening().await;
+        self.owner = None;
+    }
+
     /// Gives up the lock if it is held, tells the others, and stops listening. Takes a few seconds at most.
     pub async fn release(&mut self) {
         if self.lock.is_held() {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rados::{
-    Backend, CommandReply, CommandTarget, Error, IoCtx, Location, NotifyReply, Pending, PoolId, ReadOp,
-    ReadReply, Result, SnapId, Watch, WriteOp,
+    Backend, CommandReply, CommandTarget, Error, GateGuard, IoCtx, Location, NotifyReply, Pending, PoolId,
+    ReadOp, ReadReply, Result, SnapId, Watch, WriteOp,
 };
 
 use super::object::SimObject;
@@ -156,6 +156,15 @@ impl Backend for SimBackend {
 
     fn write(&self, location: &Location, op: WriteOp) -> Pending<u64> {
         answer(self.do_write(location, &op))
+    }
+
+    fn write_guarded(&self, location: &Location, op: WriteOp, guard: GateGuard) -> Pending<u64> {
+        let answer = self.write(location, op);
+        Box::pin(async move {
+            let answer = answer.await;
+            drop(guard);
+            answer
+        })
     }
 
     fn snap_create(&self, _: &Location) -> Pending<SnapId> {

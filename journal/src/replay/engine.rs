@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{FuturesUnordered, StreamExt};
-use rados::Extent;
+use rados::{Extent, GateGuard};
 use rbd::exclusive_lock::LockReport;
 use rbd::watch_notify::notify_header_update;
 use rbd::{ObjectNumber, image::Image};
@@ -94,6 +94,8 @@ pub(super) struct Engine {
     pub totals: Arc<Totals>,
     pub stop: CancellationToken,
     pub underway: Underway,
+    /// The lock of the image is not given up before this goes: the last.
+    pub _inside: Option<GateGuard>,
 }
 
 /// What is under way.

@@ -98,7 +98,8 @@ pub struct Counters {
     pub markers: u64,
 }
 
-/// A replay under way. Dropping it stops it in the background; use [`Replay::stop`] to know when nothing is in flight.
+/// A replay under way. Dropping it stops it in the background; use [`Replay::stop`] to know when nothing is in flight. Until
+/// then it is inside the gate of the session that it belongs to ([`rados::gate`]).
 pub struct Replay {
     commands: mpsc::UnboundedSender<Command>,
     task: JoinHandle<Result<(), ReplayError>>,
@@ -119,6 +120,7 @@ impl Replay {
     pub async fn open(context: ReplayContext) -> Result<Replay, ReplayError> {
         let ReplayContext { local, remote_mirror_uuid, local_tag, commit, .. } = context;
         let image = local.image.clone();
+        let inside = image.header_ioctx().enter().map_err(ReplayError::Local)?;
         let base = commit.max(context.holds).max(valid_marker(&image, &remote_mirror_uuid, local_tag).await?);
         let map = HeadMap::load(&local).await?;
         let target = Target::open(&local).await?;
@@ -144,6 +146,7 @@ impl Replay {
             totals: totals.clone(),
             stop: stop.clone(),
             underway: Underway::default(),
+            _inside: inside,
         };
         Ok(Replay {
             commands,

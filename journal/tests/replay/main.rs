@@ -4,6 +4,7 @@
 mod clones;
 mod crashes;
 mod events;
+mod ownership;
 mod speed;
 mod world;
 

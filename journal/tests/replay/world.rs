@@ -54,12 +54,14 @@ pub async fn clusters() -> Result<&'static TwoClusters> {
 pub async fn pool(cluster: &'static Cluster, name: &str) -> Result<IoCtx> {
     static CONNECTIONS: [OnceCell<rados::Cluster>; 2] = [OnceCell::const_new(), OnceCell::const_new()];
     let first = cluster.name() == clusters().await?.a.name();
-    let connect = async || {
-        let conf_file = Some(cluster.conf_path());
-        rados::connect(ConnectOptions { conf_file, ..ConnectOptions::default() }).await
-    };
-    let connection = CONNECTIONS[usize::from(!first)].get_or_try_init(connect).await?;
+    let connection = CONNECTIONS[usize::from(!first)].get_or_try_init(|| connect(cluster)).await?;
     Ok(connection.pool(connection.pool_by_name(name).await?))
+}
+
+/// A new connection.
+pub async fn connect(cluster: &'static Cluster) -> Result<rados::Cluster> {
+    let conf_file = Some(cluster.conf_path());
+    Ok(rados::connect(ConnectOptions { conf_file, ..ConnectOptions::default() }).await?)
 }
 
 /// An image that librbd writes to, and keeps a journal of.
@@ -128,7 +130,7 @@ impl Copy {
     /// Opens and locks the copy of `name`.
     pub async fn open(name: &str) -> Result<Copy> {
         let cluster = &clusters().await?.b;
-        let ioctx = pool(cluster, POOL).await?;
+        let ioctx = pool(cluster, POOL).await?.gated();
         let (image, _) = Image::open_by_name(&ioctx, name).await?;
         let lock = ExclusiveLock::open(&ioctx, image.id(), LockOptions::default()).await?;
         lock.acquire().await?;

@@ -25,6 +25,7 @@ use tokio::sync::watch;
 use crate::backend::{Backend, Location, NotifyReply, Pending, Registration, Watch};
 use crate::cluster::{CommandReply, CommandTarget};
 use crate::error::{Error, Result};
+use crate::gate::GateGuard;
 use crate::op::{ReadAnswer, ReadOp, ReadReply, WriteOp};
 use crate::types::{PoolId, SnapId};
 
@@ -214,7 +215,7 @@ impl Shared {
         &self,
         fault: Option<Fault>,
         request: &Request,
-        start: impl FnOnce() -> Pending<T> + Send,
+        start: impl FnOnce() -> Pending<T> + Send + 'static,
     ) -> Result<T> {
         let injected = |errno| Error::new(errno, format!("cannot {request} (injected fault)"));
         match fault {
@@ -228,6 +229,14 @@ impl Shared {
                 self.held.send_replace(true);
                 let _ = self.released.subscribe().wait_for(|released| *released).await;
                 start().await
+            }
+            Some(Fault::Late(delay)) => {
+                // As what was sent: it goes on when nobody waits for it any more.
+                let sent = tokio::spawn(async move {
+                    tokio::time::sleep(delay).await;
+                    start().await
+                });
+                sent.await.unwrap_or_else(|_| Err(injected(libc::EIO)))
             }
             Some(Fault::LoseAnswer(errno)) => {
                 let _ = start().await;
@@ -268,6 +277,11 @@ impl Backend for Faulty {
     fn write(&self, location: &Location, op: WriteOp) -> Pending<u64> {
         let (inner, location) = (self.inner.clone(), location.clone());
         self.request(Request::write(&op), move || inner.write(&location, op))
+    }
+
+    fn write_guarded(&self, location: &Location, op: WriteOp, guard: GateGuard) -> Pending<u64> {
+        let (inner, location) = (self.inner.clone(), location.clone());
+        self.request(Request::write(&op), move || inner.write_guarded(&location, op, guard))
     }
 
     fn snap_create(&self, location: &Location) -> Pending<SnapId> {

@@ -59,6 +59,9 @@ pub enum Fault {
     Delay(Duration),
     /// It reaches the cluster when [`super::Faulty::release`] is called.
     Hold,
+    /// It is under way so long before it is carried out, also when nobody waits for it any more: it was sent to an OSD
+    /// that stands still.
+    Late(Duration),
     /// It is carried out, and its answer is lost: it fails with the error number, or never answers.
     LoseAnswer(Option<i32>),
     /// The process crashes before this request reaches the cluster.

@@ -5,7 +5,8 @@
 //! context and the permit. The callback takes the state back, hands result and payload to whoever waits, and frees the
 //! rest. It runs on a thread of librados, so it does no more than that.
 //!
-//! Dropping the future leaves all of that as it is; the payload is then dropped by the callback.
+//! Dropping the future leaves all of that as it is; the payload is then dropped by the callback. So is the guard of a write
+//! that counts as under way until it is answered ([`crate::gate`]), unless librados only gave up waiting.
 
 use std::ffi::{c_int, c_void};
 use std::ptr;
@@ -17,6 +18,7 @@ use tokio::sync::oneshot;
 use super::connection::{Io, Permit, check};
 use super::ffi;
 use crate::error::{Error, Result};
+use crate::gate::GateGuard;
 
 /// What librados says about a call that is done.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +44,8 @@ impl Payload for u64 {}
 pub(super) struct State<P> {
     sender: oneshot::Sender<(Outcome, P)>,
     payload: P,
+    /// Of a write that counts as under way until it is answered.
+    guard: Option<GateGuard>,
     _permit: Option<Permit>,
     _io: Io,
 }
@@ -53,7 +57,12 @@ impl<P: Payload> State<P> {
     /// A state to be handed to librados, and the end at which to wait.
     pub(super) fn new(payload: P, permit: Option<Permit>, io: Io) -> (Box<State<P>>, Receiver<P>) {
         let (sender, receiver) = oneshot::channel();
-        (Box::new(State { sender, payload, _permit: permit, _io: io }), receiver)
+        (Box::new(State { sender, payload, guard: None, _permit: permit, _io: io }), receiver)
+    }
+
+    /// Keeps `guard` until the call can have no effect any more.
+    pub(super) fn guarded(&mut self, guard: GateGuard) {
+        self.guard = Some(guard);
     }
 
     /// What librados works on.
@@ -73,7 +82,11 @@ impl<P: Payload> State<P> {
                 version: ffi::rados_aio_get_version(completion),
             }
         };
-        let State { sender, mut payload, _permit, _io } = *state;
+        let State { sender, mut payload, guard, _permit, _io } = *state;
+        if matches!(outcome.rval.saturating_neg(), libc::ETIMEDOUT | libc::ECANCELED) {
+            // This client waits no more (`rados_osd_op_timeout`), but the OSD may still carry it out.
+            guard.into_iter().for_each(GateGuard::lose);
+        }
         payload.complete(outcome);
         // Nobody waiting: the payload is dropped here.
         let _ = sender.send((outcome, payload));

@@ -37,6 +37,7 @@ use bytes::Bytes;
 use crate::backend::{Backend, Location, NotifyReply, Pending, Watch};
 use crate::cluster::{CommandReply, CommandTarget, ConnectOptions};
 use crate::error::Result;
+use crate::gate::GateGuard;
 use crate::op::{ReadOp, ReadReply, WriteOp};
 use crate::types::{PoolId, SnapId};
 
@@ -70,7 +71,11 @@ impl Backend for Librados {
     }
 
     fn write(&self, location: &Location, op: WriteOp) -> Pending<u64> {
-        Box::pin(ops::write(self.connection.clone(), location.clone(), op))
+        Box::pin(ops::write(self.connection.clone(), location.clone(), op, None))
+    }
+
+    fn write_guarded(&self, location: &Location, op: WriteOp, guard: GateGuard) -> Pending<u64> {
+        Box::pin(ops::write(self.connection.clone(), location.clone(), op, Some(guard)))
     }
 
     fn snap_create(&self, location: &Location) -> Pending<SnapId> {

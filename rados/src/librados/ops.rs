@@ -7,7 +7,8 @@
 //! network layer received it, and the [`Bytes`] of the answer own that buffer (see [`Received`]).
 //!
 //! A future that is dropped cancels its operation in librados: an answer that is still to come is ignored, and the
-//! operation is not sent again after a failure of its OSD. The permit is held until the callback.
+//! operation is not sent again after a failure of its OSD. The permit is held until the callback. A write with a guard is
+//! not cancelled once it was sent: what librados then answers would say nothing of what the OSD does.
 
 use std::ffi::{c_char, c_void};
 use std::ptr;
@@ -24,6 +25,7 @@ use crate::backend::Location;
 use crate::describe::{self, in_location};
 use crate::encoding::Decoder;
 use crate::error::{Error, Result};
+use crate::gate::GateGuard;
 use crate::op::{ChecksumKind, Clone as ObjectClone, CloneSet, OmapPage};
 use crate::op::{ReadAnswer, ReadOp, ReadReply, ReadSub, Watcher, WriteOp, WriteSub};
 use crate::types::{Extent, SnapId};
@@ -52,16 +54,24 @@ pub(super) async fn read(connection: Arc<Connection>, location: Location, op: Re
     Ok(ReadReply { answers: answers.collect::<Result<_>>()?, version: outcome.version })
 }
 
-/// Changes one object; answers with its new version.
-pub(super) async fn write(connection: Arc<Connection>, location: Location, op: WriteOp) -> Result<u64> {
+/// Changes one object; answers with its new version. `guard` is kept until it can take effect no more.
+pub(super) async fn write(
+    connection: Arc<Connection>,
+    location: Location,
+    op: WriteOp,
+    guard: Option<GateGuard>,
+) -> Result<u64> {
     let fail = |errno| Error::new(errno, describe::write(&op, &location));
     if op.subs.is_empty() {
         return Err(fail(libc::EINVAL));
     }
     let io = connection.io(&location).await.map_err(|e| e.context(describe::write(&op, &location)))?;
     let permit = connection.permit(op.bulk, op.payload_bytes()).await;
-    let (state, receiver) = State::new(Writing::new(&op), Some(permit.clone()), io.clone());
-    let running = submit_write(&op, state, receiver, io).map_err(fail)?;
+    let (mut state, receiver) = State::new(Writing::new(&op), Some(permit.clone()), io.clone());
+    let must_be_answered = guard.is_some();
+    guard.into_iter().for_each(|guard| state.guarded(guard));
+    let mut running = submit_write(&op, state, receiver, io).map_err(fail)?;
+    running.must_be_answered = must_be_answered;
     let (outcome, _) = permit.while_waiting(running.finish()).await?;
     check(outcome.rval, || describe::write(&op, &location))?;
     Ok(outcome.version)
@@ -122,14 +132,16 @@ fn submit_state<P: Payload>(
         drop(unsafe { Box::from_raw(arg) });
         return Err(submitted);
     }
-    Ok(Running { receiver, completion: Completion { completion, io }, finished: false })
+    let completion = Completion { completion, io };
+    Ok(Running { receiver, completion, finished: false, must_be_answered: false })
 }
 
-/// An operation in flight, cancelled when dropped.
+/// An operation in flight, cancelled when dropped, unless its answer counts all the same.
 struct Running<P> {
     receiver: Receiver<P>,
     completion: Completion,
     finished: bool,
+    must_be_answered: bool,
 }
 
 impl<P> Running<P> {
@@ -142,7 +154,7 @@ impl<P> Running<P> {
 
 impl<P> Drop for Running<P> {
     fn drop(&mut self) {
-        if !self.finished {
+        if !self.finished && !self.must_be_answered {
             // SAFETY: both are live; cancelling what is already complete does nothing.
             unsafe { ffi::rs_completion_cancel(self.completion.io.raw(), self.completion.completion) };
         }

@@ -4,6 +4,9 @@
 //! lock request, a release, a reacquisition) or a timer; changes its state without waiting; and then begins the next
 //! step that brings it nearer to what is wanted ([`Task::advance`]). Steps run beside the watch, since a notification of
 //! ours is only complete when our own watch has answered it, too.
+//!
+//! Invariant: the lock is unlocked ([`Task::release_step`]) only when nothing is inside the session's gate. While that is
+//! waited for, everything else goes on: whoever asks for the lock is told to wait, and a lost watch is made anew.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -11,7 +14,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
-use rados::{Error, ErrorClass, IoCtx, NotifyReply, Result};
+use rados::{Error, ErrorClass, Gate, IoCtx, NotifyReply, Result};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -30,6 +33,8 @@ const RETRY: Duration = Duration::from_secs(1);
 const RETRY_PROMISED: Duration = Duration::from_secs(3);
 /// Silence after which an operation asked of the owner is given up (`rbd_request_timed_out_seconds`).
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long writes under way may hold up the end of a lock until that is worth a warning.
+const WRITES_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the holder of the lock's handle asks.
 pub(super) enum Command {
@@ -77,7 +82,10 @@ enum Ending {
 }
 
 pub(super) struct Task {
+    /// Outside of any gate.
     ioctx: IoCtx,
+    /// What is written under the lock.
+    gate: Gate,
     image: ImageId,
     options: LockOptions,
     header: HeaderWatch,
@@ -99,6 +107,9 @@ pub(super) struct Task {
     kept: bool,
     /// The watch was lost and came back while we held the lock.
     stale: bool,
+    /// When to warn that writes hold up the end of the lock; `None` when they do not, or it was done.
+    warn_at: Option<Instant>,
+    warned: bool,
     asked: HashMap<AsyncRequestId, Asked>,
     answers: FuturesUnordered<OwnerAnswered>,
     /// News on their way. Nothing waits for them: a watcher who died lately holds them up for seconds.
@@ -108,7 +119,7 @@ pub(super) struct Task {
 
 impl Task {
     pub(super) fn new(
-        ioctx: &IoCtx,
+        (ioctx, gate): (&IoCtx, &Gate),
         image: &ImageId,
         options: LockOptions,
         header: HeaderWatch,
@@ -116,6 +127,7 @@ impl Task {
     ) -> Task {
         Task {
             ioctx: ioctx.clone(),
+            gate: gate.clone(),
             image: image.clone(),
             options,
             header,
@@ -131,6 +143,8 @@ impl Task {
             broken: None,
             kept: false,
             stale: false,
+            warn_at: None,
+            warned: false,
             asked: HashMap::new(),
             answers: FuturesUnordered::new(),
             announcements: FuturesUnordered::new(),
@@ -158,6 +172,7 @@ impl Task {
                     self.step = None;
                     self.done(done);
                 }
+                _ = self.gate.drained(), if self.step.is_none() && self.is_giving_up() => {}
                 Some(()) = self.announcements.next() => {}
                 Some((request, reply)) = self.answers.next() => self.owner_answered(request, reply),
                 () = tokio::time::sleep_until(deadline) => self.expire(),
@@ -176,21 +191,24 @@ impl Task {
         self.publish_state();
         let closing = self.ending.is_some();
         if self.lock.is_held() {
-            if closing || !self.releasers.is_empty() {
-                self.step = Some(self.release_step());
-            } else if self.stale && self.watching {
-                self.stale = false;
-                self.step = Some(self.reacquire_step());
-            } else {
+            if !closing && self.releasers.is_empty() && !self.stale {
                 let told =
                     self.waiters.drain(..).filter_map(|waiter| waiter.answer.send(Ok(true)).ok()).count();
                 self.kept |= told > 0;
-                if !self.kept {
-                    self.step = Some(self.release_step());
-                }
+            }
+            let giving_up = self.is_giving_up();
+            if giving_up && self.gate.inside() == 0 {
+                self.step = Some(self.release_step());
+            } else if giving_up && self.gate.is_given_up() {
+                self.leave_locked();
+            } else if self.stale && self.watching {
+                self.stale = false;
+                self.step = Some(self.reacquire_step());
+            } else if giving_up && !self.warned {
+                self.warn_at.get_or_insert_with(|| Instant::now() + WRITES_PATIENCE);
             }
         } else {
-            self.kept = false;
+            (self.kept, self.warn_at, self.warned) = (false, None, false);
             self.releasers.drain(..).for_each(|answer| drop(answer.send(Ok(()))));
             if !closing && !self.waiters.is_empty() && self.watching && Instant::now() >= self.not_before {
                 let ask = std::mem::take(&mut self.ask_first);
@@ -198,6 +216,13 @@ impl Task {
             }
         }
         self.publish_state();
+    }
+
+    /// True when the lock that we hold is to be given up: that is asked for, or nobody waited for it any more when it was
+    /// taken.
+    fn is_giving_up(&self) -> bool {
+        let unwanted = !self.kept && self.waiters.is_empty() && !self.stale;
+        self.lock.is_held() && (self.ending.is_some() || !self.releasers.is_empty() || unwanted)
     }
 
     fn attempt_step(&mut self) -> Step {
@@ -356,8 +381,35 @@ impl Task {
         if self.ending.is_some() {
             // It stays locked until somebody breaks it; the watch goes, so everybody sees that its owner is dead.
             tracing::warn!("image {} stays locked: {e}", self.image);
-            self.lock = ManagedLock::new(&self.ioctx, header_object(&self.image));
+            self.lock.forget();
         }
+    }
+
+    /// What was written under the lock is not waited for any longer: it stays locked until somebody breaks it, which fences
+    /// what is under way. The watch goes, so that everybody sees that its owner is dead.
+    fn leave_locked(&mut self) {
+        let what = format!(
+            "cannot unlock image {}: {} writes to it are under way and not answered",
+            self.image,
+            self.gate.inside()
+        );
+        // With a write of which nothing will ever be known this connection cannot go on.
+        let error = Error::new(if self.gate.is_lost() { libc::ESHUTDOWN } else { libc::ECANCELED }, what);
+        tracing::warn!("{error}; whoever needs its lock next fences this client");
+        self.releasers.drain(..).for_each(|answer| drop(answer.send(Err(error.clone()))));
+        self.forget_lock();
+        self.end(Ending::Fenced(error));
+    }
+
+    /// Holds the lock no more, as far as this task is concerned. Nobody else in this process takes it over while something
+    /// may still be written under it.
+    fn forget_lock(&mut self) {
+        let Some(held) = self.lock.forget() else { return };
+        let gate = self.gate.clone();
+        tokio::spawn(async move {
+            gate.emptied().await;
+            drop(held);
+        });
     }
 
     fn not_reacquired(&mut self, error: Error) {
@@ -427,8 +479,8 @@ impl Task {
             return;
         }
         match self.options.policy {
-            RequestPolicy::Refuse => responder.respond(-libc::EROFS),
-            RequestPolicy::HandOver => {
+            RequestPolicy::Refuse if !self.is_giving_up() => responder.respond(-libc::EROFS),
+            _ => {
                 responder.respond(answer);
                 self.publish.send_modify(|report| report.requested = Some(client));
             }
@@ -511,11 +563,20 @@ impl Task {
         let retry =
             (self.step.is_none() && !self.waiters.is_empty() && self.watching).then_some(self.not_before);
         let asked = self.asked.values().map(|asked| asked.give_up).min();
-        retry.into_iter().chain(asked).fold(far, Instant::min)
+        retry.into_iter().chain(asked).chain(self.warn_at).fold(far, Instant::min)
     }
 
     fn expire(&mut self) {
         let now = Instant::now();
+        if self.warn_at.is_some_and(|at| at <= now) {
+            (self.warn_at, self.warned) = (None, true);
+            tracing::warn!(
+                "image {} stays locked until what was written to it is answered: {} writes are under way; an OSD of its \
+                 pool may be down",
+                self.image,
+                self.gate.inside()
+            );
+        }
         let late: Vec<_> =
             self.asked.iter().filter(|(_, a)| a.give_up <= now).map(|(request, _)| *request).collect();
         for asked in late.iter().filter_map(|request| self.asked.remove(request)) {
@@ -545,7 +606,7 @@ impl Task {
 
     fn fence(&mut self, error: Error) {
         // What we hold is void: a blocklisted client can neither write nor unlock.
-        self.lock = ManagedLock::new(&self.ioctx, header_object(&self.image));
+        self.forget_lock();
         self.step = None;
         self.end(Ending::Fenced(error));
     }

@@ -3,16 +3,18 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rados::{Error, SnapId};
+use rados::fault::{Fault, FaultPlan, Faulty, Matcher};
+use rados::{Backend, Error, Extent, IoCtx, Location, SnapId, WriteOp, WriteSub};
 use rbd::exclusive_lock::{ExclusiveLock, LockState, RequestPolicy};
 use rbd::managed_lock::lock_cookie;
 use rbd::object_map::object_map_object;
 use tests::{OsdEnd, wait};
 use tokio::process::Child;
 
-use crate::world::{DEATH_LIMIT, LIMIT, World, expect_success, open_lock, spec, wait_report};
+use crate::world::{DEATH_LIMIT, LIMIT, World, expect_success, open_lock, open_lock_in, spec, wait_report};
 
 fn signal(child: &Child, signal: Signal) -> Result<()> {
     Ok(kill(Pid::from_raw(child.id().context("it runs")?.cast_signed()), signal)?)
@@ -232,5 +234,48 @@ pub async fn a_persons_lock_is_respected(world: &World) -> Result<()> {
     world.stock.rbd(&["lock", "rm", &spec("by-hand"), "mine", locker]).await?;
     acquire(&lock, LIMIT).await?;
     lock.close().await?;
+    Ok(())
+}
+
+/// How long a write takes to reach its OSD.
+const LATE: Duration = Duration::from_secs(3);
+
+/// Drops a session, which refuses its lock to everybody, while a write of its is under way; answers with the one who wants
+/// the lock next, through `next`, and what the object holds when it has it.
+async fn next_after_a_dropped_session(world: &World, name: &str, next: &IoCtx) -> Result<Bytes> {
+    let image = world.image(name).await?;
+    let late = FaultPlan::none().at(1, Matcher::default(), Fault::Late(LATE));
+    let faulty = Faulty::new(world.pool.backend().clone(), late, &[]);
+    let place = Location { pool: world.pool.pool_id(), namespace: "".into() };
+    // The lock alone is reached without faults, as if it lay on another OSD.
+    let session = world.pool.gated();
+    let lock = open_lock_in(&session, &image, RequestPolicy::Refuse).await?;
+    acquire(&lock, LIMIT).await?;
+    let guard = session.enter()?.context("a gate")?;
+    let object = format!("written-under-{name}");
+    let write = WriteOp::new(&object).with(WriteSub::WriteFull(Bytes::from_static(b"late")));
+    let mut write = faulty.write_guarded(&place, write, guard);
+    ensure!(futures::poll!(&mut write).is_pending(), "it is late");
+    drop((write, lock));
+    ensure!(
+        session.write(WriteOp::new("another").with(WriteSub::Create { exclusive: false })).await.is_err(),
+        "the session is over"
+    );
+
+    let lock = open_lock(next, &image, RequestPolicy::HandOver).await?;
+    acquire(&lock, LIMIT).await?;
+    let found = world.pool.read_extent(&object, SnapId::HEAD, Extent::new(0, 16)).await?;
+    lock.close().await?;
+    Ok(found)
+}
+
+pub async fn a_lock_stays_until_what_was_written_under_it_is_answered(world: &World) -> Result<()> {
+    let fenced = world.stock.blocklist().await?;
+    let (_cluster, stranger) = world.stranger(&[]).await?;
+    for (name, next) in [("late-stranger", &stranger), ("late-own", &world.pool)] {
+        let found = next_after_a_dropped_session(world, name, next).await?;
+        ensure!(&found[..] == b"late", "the lock was given up before: {name} holds {found:?}");
+    }
+    ensure!(world.stock.blocklist().await? == fenced, "nobody is fenced");
     Ok(())
 }

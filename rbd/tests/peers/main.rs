@@ -32,6 +32,7 @@ tests::run_scenarios!(
         locks::a_lock_outlives_a_restarted_osd,
         locks::a_blocklisted_owner_learns_of_it,
         locks::a_persons_lock_is_respected,
+        locks::a_lock_stays_until_what_was_written_under_it_is_answered,
         asking::stock_operations_get_the_lock,
         asking::refused_operations_fail,
         asking::a_stock_owner_does_what_we_ask,

@@ -125,7 +125,12 @@ pub fn spec(name: &str) -> String {
 
 /// A lock on an image.
 pub async fn open_lock(pool: &IoCtx, image: &ImageId, policy: RequestPolicy) -> Result<ExclusiveLock> {
-    Ok(ExclusiveLock::open(pool, image, LockOptions { policy, ..LockOptions::default() }).await?)
+    open_lock_in(&pool.gated(), image, policy).await
+}
+
+/// A lock on an image that is written to through `session`.
+pub async fn open_lock_in(session: &IoCtx, image: &ImageId, policy: RequestPolicy) -> Result<ExclusiveLock> {
+    Ok(ExclusiveLock::open(session, image, LockOptions { policy, ..LockOptions::default() }).await?)
 }
 
 /// Waits until a lock's report is as wanted.

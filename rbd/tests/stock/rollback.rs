@@ -21,7 +21,7 @@ async fn write(world: &World, name: &str, offset: u64, length: u64, seed: u64) -
 /// Rolls back natively, under the lock.
 async fn roll_back(world: &World, name: &str, snapshot: &str, trust_object_maps: bool) -> Result<()> {
     let (image, _) = Image::open_by_name(&world.pool, name).await?;
-    let lock = ExclusiveLock::open(&world.pool, image.id(), LockOptions::default()).await?;
+    let lock = ExclusiveLock::open(&world.pool.gated(), image.id(), LockOptions::default()).await?;
     lock.acquire().await?;
     let header = image.read_header().await?;
     let snap = header.user_snapshot(snapshot).context("a snapshot")?.id;
@@ -86,7 +86,7 @@ pub async fn later_writes_are_undone(world: &World) -> Result<()> {
         let (image, header) = Image::open_by_name(&world.pool, name).await?;
         world.stock.snap_create(&format!("{}@base", spec(name))).await?;
         let before = world.stock.read(&spec(name)).await?;
-        let lock = ExclusiveLock::open(&world.pool, image.id(), LockOptions::default()).await?;
+        let lock = ExclusiveLock::open(&world.pool.gated(), image.id(), LockOptions::default()).await?;
         let undo = async || {
             if header.features.has(rbd::Features::EXCLUSIVE_LOCK) {
                 lock.acquire().await?;
