@@ -37,6 +37,17 @@ pub enum ReplayError {
         /// Its result: a negated errno.
         result: i32,
     },
+    /// An event may have changed anything.
+    #[error(
+        "cannot apply {position} to the copy: events of type {kind} are not known to this version, and may change data; \
+         run a version that knows them, or have the copy brought in line by a resync when the primary makes none any more"
+    )]
+    UnknownEvent {
+        /// Where it stands in the journal.
+        position: EntryPosition,
+        /// Its type.
+        kind: u32,
+    },
     /// The replay was told to stop.
     #[error("the replay was stopped")]
     Stopped,
@@ -49,7 +60,7 @@ impl ReplayError {
             ReplayError::Local(source) | ReplayError::Operation { source, .. } => source.class(),
             ReplayError::LockLost(source) if source.class() == ErrorClass::Fenced => ErrorClass::Fenced,
             ReplayError::LockLost(_) | ReplayError::Stopped => ErrorClass::Transient,
-            ReplayError::HalfDone { .. } => ErrorClass::Permanent,
+            ReplayError::HalfDone { .. } | ReplayError::UnknownEvent { .. } => ErrorClass::Permanent,
         }
     }
 
@@ -59,7 +70,7 @@ impl ReplayError {
             ReplayError::Local(source)
             | ReplayError::LockLost(source)
             | ReplayError::Operation { source, .. } => Some(source),
-            ReplayError::HalfDone { .. } | ReplayError::Stopped => None,
+            ReplayError::HalfDone { .. } | ReplayError::UnknownEvent { .. } | ReplayError::Stopped => None,
         }
     }
 }

@@ -269,10 +269,8 @@ impl<T: Ticket> Queue<T> {
                 Work::Pass
             }
             Event::OpFinish { tid, result } => self.resolve_finish(position, tid, result, size)?,
-            Event::Unknown { kind } => {
-                tracing::warn!("passing over {position}: events of type {kind} are not known");
-                Work::Pass
-            }
+            // None is known to change nothing: all types of Ceph 16 to 20 are known here.
+            Event::Unknown { kind } => return Err(ReplayError::UnknownEvent { position, kind }),
             Event::Write { .. } | Event::WriteSame { .. } | Event::DemotePromote => Work::Pass,
         })
     }

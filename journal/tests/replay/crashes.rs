@@ -203,6 +203,33 @@ fn operations_wait_for_their_results() {
     });
 }
 
+/// What an event of a type that is not known did to the primary is not known either: nothing behind it is applied.
+#[test]
+fn an_event_that_is_not_known_stops_a_replay() {
+    run(async {
+        let copy = bare("unknown").await?;
+        let mut replay = copy.replay(None).await?;
+        let events = [write(0, 1), Event::Flush, Event::Unknown { kind: 99 }, write(0, 2)];
+        let (before, after) = events.split_at(2);
+        for (number, event) in (0..).zip(before) {
+            replay.push(position(1, number), entry(event.clone())).await?;
+        }
+        replay.flush().await?;
+        let applied = replay.applied();
+        let mut ended = Ok(());
+        for (number, event) in (2..).zip(after) {
+            ended = ended.and(replay.push(position(1, number), entry(event.clone())).await);
+        }
+        let error =
+            ended.and(replay.flush().await).err().context("it went on behind what it does not know")?;
+        ensure!(matches!(error, ReplayError::UnknownEvent { kind: 99, .. }), "{error}");
+        ensure!(*applied.borrow() == Some(position(1, 1)), "{:?}", *applied.borrow());
+        let content = copy.cluster.read(&format!("{}/unknown", crate::world::POOL)).await?;
+        ensure!(content[0] == 1, "what follows was applied: {}", content[0]);
+        Ok(())
+    });
+}
+
 /// A marker counts for its primary and until somebody else has had the copy.
 #[test]
 fn markers_count_for_their_owners() {

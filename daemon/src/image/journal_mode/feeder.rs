@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
-use journal::event::EventEntry;
+use journal::event::{Event, EventEntry};
 use journal::image_journal::{ImageJournal, decoded};
 use journal::local_tag::{LocalTag, local_tag};
 use journal::replay::{Replay, ReplayError};
@@ -199,6 +199,10 @@ impl Feeder {
             }
             let event = EventEntry::decode(&entry.data);
             let event = event.map_err(|error| undecodable(stations.theirs, entry, &error))?;
+            if let Event::Unknown { kind } = event.event {
+                // Before it is handed over: what comes before it can still be replayed.
+                return Err(ReplayError::UnknownEvent { position, kind }.into());
+            }
             let left = left_of(self.delay, event.timestamp);
             if !left.is_zero() {
                 tokio::time::sleep(left).await;

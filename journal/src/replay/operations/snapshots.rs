@@ -27,8 +27,10 @@ impl Maintainer {
     /// Takes a snapshot, or completes one that was cut off.
     pub(super) async fn snap_create(&mut self, namespace: &SnapshotNamespace, name: &str) -> Result<()> {
         if let SnapshotNamespace::Unknown(kind) = namespace {
-            tracing::warn!("passing over snapshot '{name}': namespaces of type {kind} are not known");
-            return Ok(());
+            let what = format!(
+                "cannot make snapshot '{name}': namespaces of type {kind} are not known to this version"
+            );
+            return Err(Error::new(libc::EOPNOTSUPP, what));
         }
         let there = self.find(namespace, name).map(|snap| snap.id);
         for _ in 0..IDS_MAX {
