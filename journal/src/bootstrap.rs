@@ -24,7 +24,9 @@
 //!   is of another image.
 //! * An image that was demoted before anything was written to it has no committed entry that its demotion could name.
 //!   Ceph's daemon then sees a split-brain; here a replayed demotion that names none, either, is the same one.
-//! * A resync waits until the remote image is primary before anything happens to the copy.
+//! * A resync waits until the remote image is primary before anything happens to the copy, or until it is demoted while the
+//!   copy is linked to it: then nobody writes to it, and it cannot be brought in line with this one at the same time. Ceph's
+//!   daemon waits for a primary; what was written last before the demotion then arrives only after that.
 
 use rbd::ImageId;
 
@@ -151,6 +153,8 @@ pub enum Stop {
     LocalPrimary,
     /// The remote image is not, and everything that it has was replayed.
     RemoteNotPrimary,
+    /// A resync was asked for, and the remote image is none that a copy can be brought in line with.
+    ResyncAwaitsPrimary,
     /// The copy was away for too long: entries that it lacks may be gone.
     Disconnected,
     /// The histories of the two images went apart.
@@ -161,7 +165,8 @@ pub enum Stop {
 
 /// Decides what to do.
 pub fn plan(view: &View<'_>) -> Plan {
-    let remote_is_primary = view.remote.tags.last().is_some_and(|(_, tag)| Owner::of(tag) == Owner::Primary);
+    let remote_owner = view.remote.tags.last().map(|(_, tag)| Owner::of(tag));
+    let remote_is_primary = remote_owner == Some(Owner::Primary);
     let Some(local) = view.local else {
         return if remote_is_primary { Plan::Create } else { Plan::Stop(Stop::RemoteNotPrimary) };
     };
@@ -170,11 +175,16 @@ pub fn plan(view: &View<'_>) -> Plan {
     if owner == Owner::Primary {
         return Plan::Stop(Stop::LocalPrimary);
     }
-    if !remote_is_primary && (!linked || local.resync_requested) {
-        return Plan::Stop(Stop::RemoteNotPrimary);
-    }
+    let may_resync = remote_is_primary || (linked && remote_owner == Some(Owner::Orphan));
     if local.resync_requested {
-        return Plan::Resync(Resync::Requested);
+        return if may_resync {
+            Plan::Resync(Resync::Requested)
+        } else {
+            Plan::Stop(Stop::ResyncAwaitsPrimary)
+        };
+    }
+    if !remote_is_primary && !linked {
+        return Plan::Stop(Stop::RemoteNotPrimary);
     }
     let Some(client) = view.remote.client else {
         return match history(view, local.tag) {
@@ -196,8 +206,9 @@ pub fn plan(view: &View<'_>) -> Plan {
     match (client.state, plan) {
         // A split-brain is told of first: a resync of its own accord would throw away what is here.
         (_, plan @ Plan::Stop(_)) | (ClientState::Connected, plan) => plan,
-        (ClientState::Disconnected, _) if !remote_is_primary => Plan::Stop(Stop::Disconnected),
-        (ClientState::Disconnected, _) if view.resync_after_disconnect => Plan::Resync(Resync::Disconnected),
+        (ClientState::Disconnected, _) if may_resync && view.resync_after_disconnect => {
+            Plan::Resync(Resync::Disconnected)
+        }
         (ClientState::Disconnected, _) => Plan::Stop(Stop::Disconnected),
     }
 }

@@ -163,8 +163,22 @@ fn a_resync_waits_for_a_primary() {
     asked()
         .with_client(ClientState::Connected, "copy", MirrorPeerState::Syncing)
         .expect(Plan::Resync(Resync::Requested));
-    asked().with_remote([demoted(4)]).expect(Plan::Stop(Stop::RemoteNotPrimary));
     asked().with_local(tag(ORPHAN, LOCAL, Some((9, 1)))).expect(Plan::Resync(Resync::Requested));
+    // Two that are demoted might be brought in line with each other.
+    let waits = Plan::Stop(Stop::ResyncAwaitsPrimary);
+    let demoted_too = asked().with_remote([demoted(4)]);
+    demoted_too.with_local(tag(ORPHAN, LOCAL, Some((9, 1)))).expect(waits.clone());
+    // It follows another one.
+    asked().with_remote([(4, tag("uuid-of-c", "uuid-of-c", Some((2, 1))))]).expect(waits);
+}
+
+#[test]
+fn a_copy_is_brought_in_line_with_the_primary_that_was_demoted_meanwhile() {
+    let asked = || Pair { resync_requested: true, ..Pair::replaying().with_remote([demoted(4)]) };
+    let resync = Plan::Resync(Resync::Requested);
+    asked().expect(resync.clone());
+    asked().with_client(ClientState::Connected, "copy", MirrorPeerState::Syncing).expect(resync.clone());
+    asked().with_client(ClientState::Disconnected, "copy", MirrorPeerState::Replaying).expect(resync);
 }
 
 #[test]
@@ -175,7 +189,8 @@ fn a_disconnected_client_stops_or_starts_over() {
         Pair { resync_after_disconnect: true, ..gone(state) }.expect(Plan::Resync(Resync::Disconnected));
     }
     let demoted = gone(MirrorPeerState::Replaying).with_remote([demoted(5)]);
-    Pair { resync_after_disconnect: true, ..demoted }.expect(Plan::Stop(Stop::Disconnected));
+    demoted.expect(Plan::Stop(Stop::Disconnected));
+    Pair { resync_after_disconnect: true, ..demoted }.expect(Plan::Resync(Resync::Disconnected));
     let split = gone(MirrorPeerState::Replaying).with_local(tag(ORPHAN, LOCAL, Some((9, 1))));
     Pair { resync_after_disconnect: true, ..split }.expect_split_brain("demotion");
 }

@@ -31,9 +31,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::replay::{Until, tail_error};
-use super::session::{End, Session, is_there, lost};
+use super::session::{End, RESYNC_WAITS, Session, is_there, lost};
 use super::{first_tag, register_anew, yet_to_be_copied};
-use crate::image::bootstrap;
+use crate::image::{LOOK_INTERVAL, bootstrap};
 use crate::settings::object_map_trust_of_image;
 
 /// How often progress is published while data is copied.
@@ -58,6 +58,11 @@ impl Session<'_> {
     /// Brings the image in line with the remote one, whatever it holds. Answers with how to end the session, if so.
     pub(super) async fn resync(&mut self, why: Resync) -> Result<Option<End>> {
         if self.lacks_parent() {
+            if self.remote.journal.owner() != Owner::Primary {
+                // A copy that was removed could not be made anew.
+                self.say(StatusState::StartingReplay, RESYNC_WAITS);
+                return Ok(Some(End::Again(LOOK_INTERVAL)));
+            }
             // There is no telling what of it came from the parent: it is made anew.
             return Ok(Some(End::Discard));
         }

@@ -121,7 +121,8 @@ impl Feeder {
     pub(super) async fn step(&mut self, stations: Stations<'_>) -> Result<Option<Ended>, StepError> {
         if self.demoted {
             stations.replay.end_tag().await?;
-            return Ok(Some(Ended::Changed));
+            // A copy that only this was missing in is one now.
+            return Ok(Some(if self.until == Until::Changed { Ended::Changed } else { Ended::Settled }));
         }
         let Some(entry) = self.entries.front() else { return self.read(stations).await };
         let tag = entry.position.tag;

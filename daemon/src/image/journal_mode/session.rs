@@ -13,8 +13,11 @@ use std::time::Duration;
 
 use futures::try_join;
 use journal::Journal;
-use journal::bootstrap::{LocalView, PeerView, Plan, Registration, RemoteView, Resync, Stop, View, plan};
+use journal::bootstrap::{
+    LocalView, Owner, PeerView, Plan, Registration, RemoteView, Resync, Stop, View, plan,
+};
 use journal::image_journal::tags_for;
+use journal::local_tag::{LocalTag, local_tag};
 use journal::replay::{Marker, read_marker};
 use journal::types::{
     Client, ClientData, ClientState, EntryPosition, IMAGE_CLIENT_ID, MirrorPeer, MirrorPeerState, TagData,
@@ -34,6 +37,9 @@ use crate::report::Report;
 
 /// How often an image that is waited for is looked at.
 const WAITING_CHECK_INTERVAL: Duration = Duration::from_secs(30);
+
+/// What is said while a resync that was asked for cannot begin.
+pub(super) const RESYNC_WAITS: &str = "resync requested: waiting until the remote image is primary";
 
 /// Why a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,7 +178,11 @@ impl<'a> Session<'a> {
                 Plan::FirstCopy => self.first_copy().await?,
                 Plan::Resync(why) => self.resync(why).await?,
                 Plan::Replay(registration) => match self.register(registration).await? {
-                    true => self.follow_journal().await?,
+                    true => match self.copied_demotion() {
+                        Some(demotion) if self.local.journal.follow(&demotion).await? => None,
+                        Some(_) => Some(End::Again(Duration::ZERO)),
+                        None => self.follow_journal().await?,
+                    },
                     false => None,
                 },
                 Plan::Create | Plan::Stop(_) => Some(End::Again(Duration::ZERO)),
@@ -213,6 +223,22 @@ impl<'a> Session<'a> {
             },
             resync_after_disconnect: settings.resync_after_disconnect,
         })
+    }
+
+    /// The local tag of the remote image's demotion, when the copy was made of the image as it was demoted: all that its
+    /// journal holds is in the copy then, the entry of the demotion, too, and with no entry to be replayed nothing else would
+    /// untie the copy.
+    fn copied_demotion(&self) -> Option<TagData> {
+        let (tid, tag) = self.registered.tags.last()?;
+        let committed = self.registered.client.as_ref()?.0.commit_position.newest()?;
+        if Owner::of(tag) != Owner::Orphan || committed.tag < *tid {
+            return None;
+        }
+        let newest = &self.local.journal.newest.1;
+        match local_tag(tag, newest, &self.ctx.local_mirror_uuid, &self.ctx.remote_mirror_uuid) {
+            LocalTag::Demote(data) => Some(data),
+            _ => None,
+        }
     }
 
     /// Does what is to be done about this site's client before entries are replayed. False when the copy cannot be
@@ -396,6 +422,8 @@ fn describe(stop: &Stop) -> (StatusState, String) {
     match stop {
         Stop::LocalPrimary => (StatusState::Stopped, "local image is primary".into()),
         Stop::RemoteNotPrimary => (StatusState::Unknown, "remote image is not primary".into()),
+        // Not "unknown", by which others tell that the copy has all that the remote image had.
+        Stop::ResyncAwaitsPrimary => (StatusState::StartingReplay, RESYNC_WAITS.into()),
         Stop::Disconnected => (
             StatusState::Error,
             "disconnected: this site was away for too long, and the remote journal may have been trimmed; run 'rbd \

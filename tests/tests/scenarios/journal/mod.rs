@@ -7,6 +7,7 @@ mod copies;
 mod crashes;
 mod crowd;
 mod damage;
+mod demoted;
 mod disconnect;
 mod failover;
 mod following;
