@@ -62,14 +62,24 @@ pub struct JournalSettings {
 }
 
 impl JournalSettings {
-    /// The same for an image whose metadata overrides some of them (`rbd config image set`).
-    pub fn of_image(&self, metadata: &BTreeMap<String, Bytes>) -> JournalSettings {
+    /// The same for an image, whose metadata overrides some of them (`rbd config image set`) before those of its pool do
+    /// (`rbd config pool set`). Both are those of the copy: its image gets what is set for the primary's, its pool does not.
+    /// As in librbd, a value that makes no sense is passed over.
+    pub fn of_image(
+        &self,
+        image: &BTreeMap<String, Bytes>,
+        pool: &BTreeMap<String, Bytes>,
+    ) -> JournalSettings {
+        self.overridden(pool).overridden(image)
+    }
+
+    fn overridden(&self, metadata: &BTreeMap<String, Bytes>) -> JournalSettings {
         let source = of_image(metadata);
         let delay = source.value("rbd_mirroring_replay_delay", self.replay_delay.as_secs());
         JournalSettings {
             replay_delay: Duration::from_secs(delay),
             resync_after_disconnect: source
-                .value("rbd_mirroring_resync_after_disconnect", self.resync_after_disconnect),
+                .flag("rbd_mirroring_resync_after_disconnect", self.resync_after_disconnect),
             ..self.clone()
         }
     }
@@ -129,7 +139,7 @@ impl Settings {
                 commit_age: source.seconds("rbd_mirror_journal_commit_age", 5.0),
                 poll_age: source.seconds("rbd_mirror_journal_poll_age", 5.0),
                 replay_delay: Duration::from_secs(source.value("rbd_mirroring_replay_delay", 0)),
-                resync_after_disconnect: source.value("rbd_mirroring_resync_after_disconnect", false),
+                resync_after_disconnect: source.flag("rbd_mirroring_resync_after_disconnect", false),
                 order: source.value("rbd_journal_order", 24),
                 splay_width: source.value("rbd_journal_splay_width", 4),
                 pool: (source.lookup)("rbd_journal_pool").unwrap_or_default(),
@@ -150,6 +160,17 @@ impl<F: Fn(&str) -> Option<String>> Source<F> {
                 tracing::warn!("option {option} is set to '{text}', which is not valid; using {default}");
                 default
             }),
+        }
+    }
+
+    /// True or false, in the words that Ceph takes for it, or a number.
+    fn flag(&self, option: &str, default: bool) -> bool {
+        let text = (self.lookup)(option).map(|text| text.trim().to_lowercase());
+        match text.as_deref() {
+            Some("true") => true,
+            Some("false") => false,
+            Some(text) if text.parse::<i64>().is_ok() => text.parse() != Ok(0_i64),
+            _ => self.value(option, default),
         }
     }
 
@@ -188,7 +209,28 @@ mod tests {
         let metadata = [("conf_rbd_mirroring_replay_delay", "600"), ("rbd_mirroring_replay_delay", "7")];
         let metadata = metadata.map(|(key, value)| (key.to_string(), Bytes::from(value))).into();
         let expected = JournalSettings { replay_delay: Duration::from_secs(600), ..settings.clone() };
-        assert_eq!(settings.of_image(&metadata), expected);
+        assert_eq!(settings.of_image(&metadata, &BTreeMap::new()), expected);
+    }
+
+    #[test]
+    fn a_pool_overrides_the_options_of_journal_mode_and_an_image_those_of_its_pool() {
+        let set = |options: &[(&str, &str)]| -> BTreeMap<String, Bytes> {
+            let entries = options.iter();
+            entries.map(|(key, value)| (format!("conf_{key}"), Bytes::from(value.to_string()))).collect()
+        };
+        let (delay, resync) = ("rbd_mirroring_replay_delay", "rbd_mirroring_resync_after_disconnect");
+        let settings = Settings::read(|name| (name == delay).then(|| "7".into())).journal;
+        let of = |image: &[(&str, &str)], pool: &[(&str, &str)]| {
+            let of_image = settings.of_image(&set(image), &set(pool));
+            (of_image.replay_delay.as_secs(), of_image.resync_after_disconnect)
+        };
+        assert_eq!(of(&[], &[]), (7, false));
+        assert_eq!(of(&[], &[(delay, "600"), (resync, "true")]), (600, true));
+        assert_eq!(of(&[(delay, "0"), (resync, "0")], &[(delay, "600"), (resync, "1")]), (0, false));
+        assert_eq!(
+            of(&[(delay, "soon"), (resync, "perhaps")], &[(delay, "600"), (resync, "1")]),
+            (600, true)
+        );
     }
 
     #[test]

@@ -17,6 +17,7 @@ use journal::types::{ClientState, CommitPosition, EntryPosition, IMAGE_CLIENT_ID
 use journal::{Committer, Tail, TailOptions};
 use rados::{Error, ErrorClass, Result};
 use rbd::image::OpenImage;
+use rbd::pool_metadata::pool_metadata;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -181,7 +182,7 @@ impl Session<'_> {
 
     /// `rbd_mirroring_replay_delay` of the copy.
     fn delay(&self) -> Duration {
-        self.ctx.journal.of_image(&self.local.image.header.metadata).replay_delay
+        self.settings().replay_delay
     }
 
     /// Awaits what is in flight, and stores how far the copy is.
@@ -305,6 +306,7 @@ impl Session<'_> {
         }
         if let Some(image) = bootstrap::open(&self.ctx.local, self.local.image.image.id()).await? {
             self.local.image = image;
+            self.pool_metadata = pool_metadata(&self.ctx.local).await?;
             feeder.delay = self.delay();
         }
         Ok(())

@@ -9,8 +9,10 @@
 //! `src/tools/rbd_mirror/image_replayer/`.
 
 use rbd::mirroring::StatusState;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::try_join;
 use journal::Journal;
 use journal::bootstrap::{
@@ -27,6 +29,7 @@ use journal::watch::{JournalEvent, JournalWatch};
 use rados::{ErrorClass, Result};
 use rbd::Features;
 use rbd::exclusive_lock::{ExclusiveLock, LockOptions, LockReport, LockState, RequestPolicy};
+use rbd::pool_metadata::pool_metadata;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -34,6 +37,7 @@ use super::{Journalled, yet_to_be_copied};
 use crate::image::lifeline::Lifeline;
 use crate::image::{ImageContext, bootstrap};
 use crate::report::Report;
+use crate::settings::JournalSettings;
 
 /// How often an image that is waited for is looked at.
 const WAITING_CHECK_INTERVAL: Duration = Duration::from_secs(30);
@@ -78,6 +82,8 @@ pub(super) struct Session<'a> {
     /// Watches the local header, too.
     pub(super) lock: ExclusiveLock,
     pub(super) lock_report: watch::Receiver<LockReport>,
+    /// What is set for the pool of the copy.
+    pub(super) pool_metadata: BTreeMap<String, Bytes>,
     /// Entries up to here are in the sync point that the copy was made from, and not all of them are committed.
     pub(super) copy_holds: Option<EntryPosition>,
     /// Changes of the local header that have been looked at.
@@ -109,6 +115,7 @@ impl<'a> Session<'a> {
         Ok(Session {
             registered: Registered { tags: Vec::new(), client: None },
             lock_report: lock.report(),
+            pool_metadata: BTreeMap::new(),
             copy_holds: None,
             updates_seen: 0,
             lock,
@@ -200,15 +207,19 @@ impl<'a> Session<'a> {
             remote.journal.refresh().await?;
             registered(remote, &self.ctx.local_mirror_uuid).await
         };
-        let ours = (local.image.refresh(), local.journal.refresh());
-        let ((), (), registered) = try_join!(ours.0, ours.1, theirs)?;
-        self.registered = registered;
+        let ours = (local.image.refresh(), local.journal.refresh(), pool_metadata(&self.ctx.local));
+        let ((), (), pool_metadata, registered) = try_join!(ours.0, ours.1, ours.2, theirs)?;
+        (self.registered, self.pool_metadata) = (registered, pool_metadata);
         Ok(())
+    }
+
+    /// The options of journal mode for this image, as last read.
+    pub(super) fn settings(&self) -> JournalSettings {
+        self.ctx.journal.of_image(&self.local.image.header.metadata, &self.pool_metadata)
     }
 
     fn plan(&self) -> Plan {
         let client = self.registered.client.as_ref();
-        let settings = self.ctx.journal.of_image(&self.local.image.header.metadata);
         plan(&View {
             local_mirror_uuid: &self.ctx.local_mirror_uuid,
             remote_mirror_uuid: &self.ctx.remote_mirror_uuid,
@@ -221,7 +232,7 @@ impl<'a> Session<'a> {
                 tags: &self.registered.tags,
                 client: client.map(|(client, peer)| PeerView { state: client.state, peer: peer.as_ref() }),
             },
-            resync_after_disconnect: settings.resync_after_disconnect,
+            resync_after_disconnect: self.settings().resync_after_disconnect,
         })
     }
 

@@ -143,12 +143,23 @@ async fn entries_are_held_back_for_the_replay_delay() -> Result<()> {
     stage.replayed("prompt").await?;
     let after = (newest(&clients(a, &late).await?.1.context("registered")?), b.sha256(&late).await?);
     ensure!(before == after, "entries came before their time: at {:?}, then {:?}", before.0, after.0);
+    a.rbd(&["image-meta", "set", &prompt, "conf_rbd_mirroring_replay_delay", "0"]).await?;
+    stage.replayed("prompt").await?;
     // The copy's own setting counts; it can only be changed there while nobody replays into it.
     daemon.stop(LIMIT).await?;
     let header = format!("rbd_header.{}", image_id(b, &late).await?);
     let key = "metadata_conf_rbd_mirroring_replay_delay";
     b.rados(&["-p", &stage.pool, "rmomapkey", &header, key]).await?;
     a.rbd(&["image-meta", "rm", &late, "conf_rbd_mirroring_replay_delay"]).await?;
+    // Without one, that of its pool does.
+    b.rbd(&["config", "pool", "set", &stage.pool, "rbd_mirroring_replay_delay", "3600"]).await?;
+    a.apply(&prompt, Extents::default().random(&scattered(6, 100, 0..SIZE))).await?;
+    let mut daemon = stage.daemon(b).await?;
+    stage.state(b, "late", "up+replaying").await?;
+    stage.replayed("prompt").await?;
+    ensure!(b.sha256(&late).await? == after.1, "entries came before the time that is set for the pool");
+    daemon.stop(LIMIT).await?;
+    b.rbd(&["config", "pool", "rm", &stage.pool, "rbd_mirroring_replay_delay"]).await?;
     let mut daemon = stage.daemon(b).await?;
     stage.state(b, "late", "up+replaying").await?;
     stage.replayed("late").await?;
