@@ -1,12 +1,14 @@
 //! What the admin socket shows and orders: the seam between it and the pool replayers.
 //!
 //! Every pool replayer registers a [`PoolControl`]: it writes its view there, and follows the orders that it finds. An
-//! order is a state ("stopped"), not an event, so that it outlives a restart of the pool replayer; restarts and
-//! releases are counted up.
+//! order is a state ("stopped"), not an event, so that it outlives a restart of the pool replayer, also one that gets
+//! another key or address of its peer; restarts and releases are counted up.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use bootstrap::RemotePeer;
+use rados::PoolId;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -16,6 +18,9 @@ use crate::reports::Reports;
 
 /// An image within a pool: namespace and global image id.
 pub type ImageKey = (String, Arc<str>);
+
+/// A pool and the uuid of a peer of it.
+type PeerKey = (PoolId, String);
 
 /// What an operator ordered for a pool.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -57,17 +62,6 @@ pub struct PoolControl {
 }
 
 impl PoolControl {
-    /// For the replayer of `pool_name` from the site `site_name`; `peer` describes it.
-    pub fn new(pool_name: &str, site_name: &str, peer: String) -> Arc<Self> {
-        Arc::new(PoolControl {
-            pool_name: pool_name.to_string(),
-            site_name: site_name.to_string(),
-            peer,
-            view: Mutex::default(),
-            orders: watch::Sender::default(),
-        })
-    }
-
     /// Changes the view.
     pub fn show(&self, change: impl FnOnce(&mut PoolView)) {
         change(&mut self.view());
@@ -87,7 +81,7 @@ impl PoolControl {
         let state = if self.orders.borrow().stopped { "stopped (manual)" } else { &view.state };
         let mut namespaces = view.namespaces.iter();
         let images = |reports: &Reports| {
-            let reports = reports.current();
+            let reports = reports.shown();
             reports
                 .into_iter()
                 .map(|(id, report)| image_status(&self.pool_name, &id, &report))
@@ -132,14 +126,26 @@ fn image_status(pool_name: &str, global_image_id: &str, report: &Report) -> Valu
 #[derive(Clone, Default)]
 pub struct Control {
     pools: Arc<Mutex<Vec<Weak<PoolControl>>>>,
+    /// The orders for each pool and peer, by the peer's uuid, for as long as the process lives.
+    orders: Arc<Mutex<BTreeMap<PeerKey, watch::Sender<Orders>>>>,
 }
 
 impl Control {
-    /// Adds a pool replayer, for as long as it lives.
-    pub fn register(&self, pool: &Arc<PoolControl>) {
+    /// Adds the replayer of a pool from a peer, for as long as it lives: its orders are those that the one before it had.
+    pub fn register(&self, pool: (PoolId, &str), peer: &RemotePeer) -> Arc<PoolControl> {
+        let (id, pool_name) = pool;
+        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        let control = Arc::new(PoolControl {
+            pool_name: pool_name.to_string(),
+            site_name: peer.site_name.clone(),
+            peer: peer.to_string(),
+            view: Mutex::default(),
+            orders: orders.entry((id, peer.uuid.clone())).or_default().clone(),
+        });
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         pools.retain(|pool| pool.strong_count() > 0);
-        pools.push(Arc::downgrade(pool));
+        pools.push(Arc::downgrade(&control));
+        control
     }
 
     /// Carries out a command of the admin socket. The error is a sentence.
@@ -202,7 +208,7 @@ fn on_pools(command: &str, pools: &[Arc<PoolControl>], status: impl FnOnce(Vec<V
 fn on_image(command: &str, pool: &PoolControl, key: ImageKey, reports: &Reports) -> Result<Value, String> {
     match command {
         "rbd mirror status" => {
-            let reports = reports.current();
+            let reports = reports.shown();
             let found = reports.iter().find(|(id, _)| *id == key.1);
             return Ok(found.map_or(Value::Null, |(id, report)| image_status(&pool.pool_name, id, report)));
         }
@@ -226,17 +232,63 @@ fn on_image(command: &str, pool: &PoolControl, key: ImageKey, reports: &Reports)
 
 #[cfg(test)]
 mod tests {
+    use bootstrap::PeerAttributes;
+    use rbd::Timestamp;
+    use rbd::mirroring::{MirrorPeer, PeerDirection, StatusState};
+
     use super::*;
 
     fn command(name: &'static str, target: &[&str]) -> Command {
         Command { name, target: target.iter().map(|word| word.to_string()).collect() }
     }
 
+    fn peer(uuid: &str, mon_host: &str) -> RemotePeer {
+        let peer = MirrorPeer {
+            uuid: uuid.into(),
+            direction: PeerDirection::Rx,
+            site_name: "site-b".into(),
+            client_name: "client.x".into(),
+            mirror_uuid: String::new(),
+            last_seen: Timestamp::default(),
+        };
+        let mut attributes = PeerAttributes::default();
+        attributes.set_mon_host(mon_host);
+        RemotePeer::new(&peer, attributes)
+    }
+
+    #[test]
+    fn a_stop_outlives_another_address_of_the_peer() {
+        let control = Control::default();
+        let pool = (PoolId(1), "data");
+        drop(control.register(pool, &peer("u", "10.0.0.1")));
+        let before = control.register(pool, &peer("u", "10.0.0.1"));
+        assert!(control.execute(&command("rbd mirror stop", &["data", "site-b"])).is_ok());
+        drop(before);
+        let after = control.register(pool, &peer("u", "10.0.0.2"));
+        assert!(after.orders().borrow().stopped, "it mirrors again");
+        assert!(!control.register(pool, &peer("v", "")).orders().borrow().stopped, "another peer");
+    }
+
+    #[test]
+    fn the_status_says_that_the_remote_cluster_is_silent() {
+        let control = Control::default();
+        let pool = control.register((PoolId(1), "data"), &peer("u", ""));
+        let reports = Reports::default();
+        let report = Report { image_name: "disk".into(), ..Report::new(StatusState::Replaying, "replaying") };
+        let _sender = reports.open(&"gid".into(), report);
+        reports.set_silence(Some("no answer".into()));
+        pool.show(|view| view.namespaces = [(String::new(), reports)].into());
+        let all = control.execute(&command("rbd mirror status", &[])).unwrap();
+        let one = control.execute(&command("rbd mirror status", &["data/disk"])).unwrap();
+        for shown in [&all["pool_replayers"][0]["image_replayers"][0], &one] {
+            assert_eq!((&shown["state"], &shown["description"]), (&json!("error"), &json!("no answer")));
+        }
+    }
+
     #[test]
     fn orders_reach_the_pool_and_the_image() {
         let control = Control::default();
-        let pool = PoolControl::new("data", "site-b", "uuid: u cluster: site-b client: client.x".into());
-        control.register(&pool);
+        let pool = control.register((PoolId(1), "data"), &peer("u", ""));
         let reports = Reports::default();
         let sender = reports.open(&"gid".into(), Report::default());
         sender.send_modify(|report| report.image_name = "disk".into());

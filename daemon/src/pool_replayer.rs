@@ -95,8 +95,7 @@ fn failure<E: std::fmt::Display>(callout: &'static str) -> impl FnOnce(E) -> Fai
 impl PoolReplayer {
     /// Mirrors the pool until cancelled.
     pub async fn run(self, cancel: CancellationToken) {
-        let control = PoolControl::new(&self.pool_name, &self.peer.site_name, self.peer.to_string());
-        self.control.register(&control);
+        let control = self.control.register((self.pool, &self.pool_name), &self.peer);
         let mut backoff = Backoff::new(PAUSE_MIN, PAUSE_MAX);
         let what = format!("pool '{}' from '{}'", self.pool_name, self.peer.site_name);
         loop {

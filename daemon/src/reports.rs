@@ -57,7 +57,14 @@ impl Reports {
         self.lock().get(global_image_id).map(|report| report.borrow().clone())
     }
 
-    /// The current reports.
+    /// The reports as they are published: of images that follow a remote cluster that is silent, that.
+    pub fn shown(&self) -> Vec<(Arc<str>, Report)> {
+        let mut shown = Vec::new();
+        self.visit(|id, report| shown.push((id.clone(), report.clone())));
+        shown
+    }
+
+    /// The current reports, as the tasks of the images made them.
     pub fn current(&self) -> Vec<(Arc<str>, Report)> {
         self.lock().iter().map(|(id, report)| (id.clone(), report.borrow().clone())).collect()
     }
