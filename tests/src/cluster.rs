@@ -327,6 +327,15 @@ impl Cluster {
         self.start_daemon(&osd_name(osd)).await
     }
 
+    /// Sends a signal to an OSD: stopped in its tracks (`SIGSTOP`) it keeps what it was sent, and carries it out when it goes
+    /// on (`SIGCONT`).
+    pub fn osd_signal(&self, osd: usize, signal: Signal) -> Result<()> {
+        let state = self.state()?;
+        let identity = state.daemons.get(&osd_name(osd)).with_context(|| format!("there is no OSD {osd}"))?;
+        ensure!(identity.signal(signal), "OSD {osd} does not run");
+        Ok(())
+    }
+
     /// Ends the monitor and starts it again.
     pub async fn mon_restart(&self) -> Result<()> {
         self.stop_daemon(MON, Signal::SIGTERM).await?;

@@ -11,6 +11,7 @@ mod demoted;
 mod disconnect;
 mod failover;
 mod following;
+mod handover;
 mod lifecycle;
 mod outages;
 mod prefix;
