@@ -6,9 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use bootstrap::RemotePeer;
+use futures::future::join_all;
 use rados::PoolId;
+use rbd::mirroring::StatusState;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -18,6 +21,11 @@ use crate::reports::Reports;
 
 /// An image within a pool: namespace and global image id.
 pub type ImageKey = (String, Arc<str>);
+
+/// The command that is not done before it is answered.
+const FLUSH: &str = "rbd mirror flush";
+/// How often an image that is being flushed is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A pool and the uuid of a peer of it.
 type PeerKey = (PoolId, String);
@@ -148,8 +156,11 @@ impl Control {
         control
     }
 
-    /// Carries out a command of the admin socket. The error is a sentence.
-    pub fn execute(&self, command: &Command) -> Result<Value, String> {
+    /// Carries out a command of the admin socket. The error is a sentence. A flush takes as long as what is to be written.
+    pub async fn execute(&self, command: &Command) -> Result<Value, String> {
+        if command.name == FLUSH {
+            return flush(self.to_be_flushed(command)?).await;
+        }
         let pools = self.pools();
         match command.target.as_slice() {
             [] => Ok(on_pools(command.name, &pools, |all| json!({"pool_replayers": all}))),
@@ -170,6 +181,47 @@ impl Control {
                 let (pool, (key, reports)) = found.ok_or_else(unknown)?;
                 on_image(command.name, pool, key, &reports)
             }
+            _ => Err("name a pool and its peer's site, or POOL/[NAMESPACE/]IMAGE".to_string()),
+        }
+    }
+
+    /// The images that a flush is about: those of the target that replay, or the one that it names.
+    fn to_be_flushed(&self, command: &Command) -> Result<Vec<ToBeFlushed>, String> {
+        let (mut found, mut known) = (Vec::new(), command.target.is_empty());
+        for pool in self.pools() {
+            let name = match command.target.as_slice() {
+                [] => None,
+                [pool_name, site] if pool.pool_name == *pool_name && pool.site_name == *site => None,
+                [image] => {
+                    match image.split_once('/').filter(|(pool_name, _)| pool.pool_name == *pool_name) {
+                        Some((_, image)) => Some(image),
+                        None => continue,
+                    }
+                }
+                _ => continue,
+            };
+            match name.map(|name| pool.find(name)) {
+                Some(Some(((_, id), reports))) => {
+                    known = true;
+                    found.push(ToBeFlushed { id, reports });
+                }
+                Some(None) => {}
+                None => {
+                    known = true;
+                    let namespaces: Vec<_> = pool.view().namespaces.values().cloned().collect();
+                    for reports in namespaces {
+                        let replaying = reports.shown().into_iter();
+                        let replaying =
+                            replaying.filter(|(_, report)| report.state == StatusState::Replaying);
+                        found.extend(replaying.map(|(id, _)| ToBeFlushed { id, reports: reports.clone() }));
+                    }
+                }
+            }
+        }
+        match command.target.as_slice() {
+            _ if known => Ok(found),
+            [pool, site] => Err(format!("pool '{pool}' is not mirrored from site '{site}'")),
+            [image] => Err(format!("there is no mirrored image '{image}' (POOL/[NAMESPACE/]IMAGE) here")),
             _ => Err("name a pool and its peer's site, or POOL/[NAMESPACE/]IMAGE".to_string()),
         }
     }
@@ -200,9 +252,44 @@ fn on_pools(command: &str, pools: &[Arc<PoolControl>], status: impl FnOnce(Vec<V
             orders.restarts += 1;
         }),
         "rbd mirror leader release" => order(|orders| orders.leader_releases += 1),
-        // Snapshot mode has nothing that waits to be flushed.
         _ => Value::Null,
     }
+}
+
+/// An image to be flushed.
+struct ToBeFlushed {
+    id: Arc<str>,
+    reports: Reports,
+}
+
+impl ToBeFlushed {
+    /// Waits until all that the primary had by now is written. Fails as soon as the image is not replaying.
+    async fn flushed(self) -> Result<(), String> {
+        let mut answered = self.reports.flushes(&self.id).ask();
+        loop {
+            let (_, report) = self.reports.shown().into_iter().find(|(id, _)| *id == self.id).unzip();
+            let report = report.unwrap_or_default();
+            if report.state != StatusState::Replaying {
+                let (name, state, why) = (report.image_name, report.state, report.description);
+                return Err(format!("cannot flush image '{name}', which is not replaying: {state}: {why}"));
+            }
+            tokio::select! {
+                Ok(()) = &mut answered => return Ok(()),
+                () = tokio::time::sleep(LOOK_INTERVAL) => {}
+            }
+            if answered.is_terminated() {
+                // The image was opened anew.
+                answered = self.reports.flushes(&self.id).ask();
+            }
+        }
+    }
+}
+
+/// Flushes images, all at the same time.
+async fn flush(images: Vec<ToBeFlushed>) -> Result<Value, String> {
+    let flushed = join_all(images.into_iter().map(ToBeFlushed::flushed)).await;
+    let failed: Vec<String> = flushed.into_iter().filter_map(Result::err).collect();
+    if failed.is_empty() { Ok(Value::Null) } else { Err(failed.join("; ")) }
 }
 
 fn on_image(command: &str, pool: &PoolControl, key: ImageKey, reports: &Reports) -> Result<Value, String> {
@@ -234,7 +321,7 @@ fn on_image(command: &str, pool: &PoolControl, key: ImageKey, reports: &Reports)
 mod tests {
     use bootstrap::PeerAttributes;
     use rbd::Timestamp;
-    use rbd::mirroring::{MirrorPeer, PeerDirection, StatusState};
+    use rbd::mirroring::{MirrorPeer, PeerDirection};
 
     use super::*;
 
@@ -256,37 +343,37 @@ mod tests {
         RemotePeer::new(&peer, attributes)
     }
 
-    #[test]
-    fn a_stop_outlives_another_address_of_the_peer() {
+    #[tokio::test]
+    async fn a_stop_outlives_another_address_of_the_peer() {
         let control = Control::default();
         let pool = (PoolId(1), "data");
         drop(control.register(pool, &peer("u", "10.0.0.1")));
         let before = control.register(pool, &peer("u", "10.0.0.1"));
-        assert!(control.execute(&command("rbd mirror stop", &["data", "site-b"])).is_ok());
+        assert!(control.execute(&command("rbd mirror stop", &["data", "site-b"])).await.is_ok());
         drop(before);
         let after = control.register(pool, &peer("u", "10.0.0.2"));
         assert!(after.orders().borrow().stopped, "it mirrors again");
         assert!(!control.register(pool, &peer("v", "")).orders().borrow().stopped, "another peer");
     }
 
-    #[test]
-    fn the_status_says_that_the_remote_cluster_is_silent() {
+    #[tokio::test]
+    async fn the_status_says_that_the_remote_cluster_is_silent() {
         let control = Control::default();
         let pool = control.register((PoolId(1), "data"), &peer("u", ""));
         let reports = Reports::default();
         let report = Report { image_name: "disk".into(), ..Report::new(StatusState::Replaying, "replaying") };
         let _sender = reports.open(&"gid".into(), report);
-        reports.set_silence(Some("no answer".into()));
+        reports.set_trouble(Some("no answer".into()));
         pool.show(|view| view.namespaces = [(String::new(), reports)].into());
-        let all = control.execute(&command("rbd mirror status", &[])).unwrap();
-        let one = control.execute(&command("rbd mirror status", &["data/disk"])).unwrap();
+        let all = control.execute(&command("rbd mirror status", &[])).await.unwrap();
+        let one = control.execute(&command("rbd mirror status", &["data/disk"])).await.unwrap();
         for shown in [&all["pool_replayers"][0]["image_replayers"][0], &one] {
             assert_eq!((&shown["state"], &shown["description"]), (&json!("error"), &json!("no answer")));
         }
     }
 
-    #[test]
-    fn orders_reach_the_pool_and_the_image() {
+    #[tokio::test]
+    async fn orders_reach_the_pool_and_the_image() {
         let control = Control::default();
         let pool = control.register((PoolId(1), "data"), &peer("u", ""));
         let reports = Reports::default();
@@ -294,24 +381,59 @@ mod tests {
         sender.send_modify(|report| report.image_name = "disk".into());
         pool.show(|view| view.namespaces = [("ns".to_string(), reports)].into());
 
-        assert!(control.execute(&command("rbd mirror stop", &["data", "site-b"])).is_ok());
+        assert!(control.execute(&command("rbd mirror stop", &["data", "site-b"])).await.is_ok());
         assert!(pool.orders().borrow().stopped);
-        assert!(control.execute(&command("rbd mirror stop", &["data/ns/disk"])).is_ok());
+        assert!(control.execute(&command("rbd mirror stop", &["data/ns/disk"])).await.is_ok());
         let key = ("ns".to_string(), "gid".into());
         assert!(pool.orders().borrow().stopped_images.contains(&key));
-        assert!(control.execute(&command("rbd mirror restart", &[])).is_ok());
+        assert!(control.execute(&command("rbd mirror restart", &[])).await.is_ok());
         let orders = pool.orders().borrow().clone();
         assert_eq!((orders.stopped, orders.stopped_images.len(), orders.restarts), (false, 0, 1));
 
         for unknown in [&["data", "elsewhere"][..], &["data/disk"], &["disk"], &["a", "b", "c"]] {
-            assert!(control.execute(&command("rbd mirror status", unknown)).is_err());
+            assert!(control.execute(&command("rbd mirror status", unknown)).await.is_err());
         }
-        let status = control.execute(&command("rbd mirror status", &[])).unwrap();
+        let status = control.execute(&command("rbd mirror status", &[])).await.unwrap();
         assert_eq!(status["pool_replayers"][0]["namespaces"][0]["image_replayers"][0]["name"], "data/disk");
         drop(pool);
         assert_eq!(
-            control.execute(&command("rbd mirror status", &[])).unwrap(),
+            control.execute(&command("rbd mirror status", &[])).await.unwrap(),
             json!({"pool_replayers": []})
         );
+    }
+
+    #[tokio::test]
+    async fn a_flush_waits_for_those_that_replay_and_fails_for_others() {
+        let control = Control::default();
+        let pool = control.register((PoolId(1), "data"), &peer("u", ""));
+        let reports = Reports::default();
+        let open = |id: &str, state| {
+            let report = Report { image_name: id.into(), ..Report::new(state, "as it is") };
+            reports.open(&id.into(), report)
+        };
+        let one = open("one", StatusState::Replaying);
+        let _other = open("other", StatusState::Stopped);
+        pool.show(|view| view.namespaces = [(String::new(), reports.clone())].into());
+        for unknown in [&["data", "elsewhere"][..], &["data/none"], &["none"], &["a", "b", "c"]] {
+            assert!(control.execute(&command(FLUSH, unknown)).await.is_err(), "{unknown:?}");
+        }
+        let stopped = control.execute(&command(FLUSH, &["data/other"])).await;
+        assert!(stopped.is_err_and(|sentence| sentence.contains("stopped: as it is")));
+
+        let all = command(FLUSH, &[]);
+        let flush = control.execute(&all);
+        tokio::pin!(flush);
+        assert!(futures::poll!(&mut flush).is_pending());
+        // The image is opened anew, and its task answers then.
+        drop(reports.flushes(&"one".into()).take());
+        assert!(tokio::time::timeout(2 * LOOK_INTERVAL, &mut flush).await.is_err());
+        crate::flush::answer(&mut reports.flushes(&"one".into()).take());
+        assert_eq!(flush.await, Ok(Value::Null));
+
+        let flush = control.execute(&all);
+        tokio::pin!(flush);
+        assert!(futures::poll!(&mut flush).is_pending());
+        one.send_modify(|report| report.state = StatusState::Error);
+        assert!(flush.await.is_err());
     }
 }

@@ -4,6 +4,7 @@ pub mod admin_socket;
 pub mod conf_file;
 pub mod connect;
 pub mod control;
+pub mod flush;
 pub mod image;
 pub mod leader;
 pub mod logging;

@@ -102,7 +102,10 @@ fn run(runtime: &Runtime, configuration: &Configuration, log: Log) -> anyhow::Re
         let socket = open_admin_socket(configuration)?;
         let answers = control.clone();
         let socket = socket.map(|socket| {
-            tokio::spawn(socket.serve(move |command| std::future::ready(answers.execute(&command))))
+            tokio::spawn(socket.serve(move |command| {
+                let answers = answers.clone();
+                async move { answers.execute(&command).await }
+            }))
         });
         let outcome = supervisor::run(Connector::new(configuration.clone()), control, cancel).await;
         if let Some(socket) = socket {

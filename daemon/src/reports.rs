@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
+use crate::flush::Flushes;
 use crate::report::Report;
 
 /// Reports by global image id; a cheap handle.
@@ -14,6 +15,7 @@ use crate::report::Report;
 pub struct Reports {
     images: Arc<Mutex<BTreeMap<Arc<str>, watch::Receiver<Report>>>>,
     trouble: Arc<Mutex<Option<String>>>,
+    flushes: Arc<Mutex<BTreeMap<Arc<str>, Flushes>>>,
 }
 
 /// How many images are in which condition.
@@ -38,6 +40,13 @@ impl Reports {
     /// Forgets an image.
     pub fn close(&self, global_image_id: &str) {
         self.lock().remove(global_image_id);
+        self.flushes.lock().unwrap_or_else(PoisonError::into_inner).remove(global_image_id);
+    }
+
+    /// Where it is asked that an image be flushed.
+    pub fn flushes(&self, global_image_id: &Arc<str>) -> Flushes {
+        let mut flushes = self.flushes.lock().unwrap_or_else(PoisonError::into_inner);
+        flushes.entry(global_image_id.clone()).or_default().clone()
     }
 
     /// Says, in place of what its task does, of every image that follows the remote one, what is wrong with the remote

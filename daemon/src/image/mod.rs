@@ -33,6 +33,7 @@ use self::journal_mode::ResyncWish;
 use self::primary::Primaries;
 use self::remote_image::RemoteImage;
 pub use self::remote_image::trouble;
+use crate::flush::Flushes;
 use crate::report::Report;
 use crate::retry::Backoff;
 use crate::settings::JournalSettings;
@@ -67,6 +68,8 @@ pub struct ImageContext {
     pub changed: Arc<Notify>,
     /// Where it reports.
     pub report: watch::Sender<Report>,
+    /// Where it is asked to flush the image.
+    pub flushes: Flushes,
     /// Ends it.
     pub cancel: CancellationToken,
 }

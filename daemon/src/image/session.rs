@@ -26,7 +26,7 @@ use rbd::{Features, MirrorSnapshotState, Snapshot};
 use snapshot::begin::{Identity, read_marker};
 use snapshot::plan::{Chores, Plan, Stop, View, chores, plan};
 use snapshot::prune;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinError, JoinHandle};
 
 use super::ImageContext;
@@ -34,6 +34,7 @@ use super::bootstrap;
 use super::lifeline::Lifeline;
 use super::remote_watch::RemoteWatch;
 use super::status::Progress;
+use crate::flush;
 use crate::report::Report;
 
 /// How often an idle image is looked at although nobody announced a change.
@@ -76,6 +77,8 @@ pub struct Session<'a> {
     /// The newest round was complete by then.
     pub(super) completed: Instant,
     pruning: Option<JoinHandle<Result<()>>>,
+    /// To be answered when the copy has what the primary had when they were taken.
+    flushing: Vec<oneshot::Sender<()>>,
 }
 
 impl<'a> Session<'a> {
@@ -107,6 +110,7 @@ impl<'a> Session<'a> {
             progress: Progress::default(),
             completed: Instant::now(),
             pruning: None,
+            flushing: Vec::new(),
         };
         session.remote.refresh().await?;
         Ok(session)
@@ -177,10 +181,12 @@ impl<'a> Session<'a> {
                 Plan::Stop(ref stop) => {
                     let (state, description) = describe(stop);
                     self.say(state, &description);
+                    self.flushing.clear();
                     self.lock.release().await?;
                 }
                 Plan::Idle | Plan::AwaitRemote => {
                     self.say_replaying();
+                    flush::answer(&mut self.flushing);
                     self.do_chores(due).await?;
                 }
             }
@@ -312,6 +318,11 @@ impl<'a> Session<'a> {
             }
             outcome = ended(&mut self.pruning) => {
                 self.pruned(outcome).await?;
+                Ok(None)
+            }
+            () = ctx.flushes.asked() => {
+                self.flushing.extend(ctx.flushes.take());
+                self.remote.refresh().await?;
                 Ok(None)
             }
             () = tokio::time::sleep(interval) => {

@@ -238,6 +238,7 @@ impl Images {
             journal: self.ctx.journal.clone(),
             changed: image.changed.clone(),
             report,
+            flushes: self.ctx.reports.flushes(&id),
             cancel,
         };
         let task = self.tasks.spawn(image::run(ctx));

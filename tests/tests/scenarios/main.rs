@@ -13,6 +13,7 @@ mod content;
 mod crashes;
 mod erasure;
 mod failover;
+mod flush;
 mod full;
 mod journal;
 mod lifecycle;

@@ -101,7 +101,7 @@ pub(super) struct Feeder {
     demoted: bool,
     /// Entries are held back until they are so old.
     pub(super) delay: Duration,
-    until: Until,
+    pub(super) until: Until,
     moved: Moved,
 }
 
@@ -205,6 +205,10 @@ impl Feeder {
                 return Err(ReplayError::UnknownEvent { position, kind }.into());
             }
             let left = left_of(self.delay, event.timestamp);
+            if !left.is_zero() && self.until == Until::Flushed {
+                stations.replay.flush().await?;
+                return Ok(Some(Ended::Settled));
+            }
             if !left.is_zero() {
                 tokio::time::sleep(left).await;
             }

@@ -26,6 +26,7 @@ use super::feeder::{Feeder, Stations, StepError};
 use super::session::{End, Session, is_there, lost};
 use super::status::Progress;
 use super::tidy::tidied;
+use crate::flush;
 use crate::image::bootstrap;
 
 /// The longest pause between polls of an idle journal, in poll ages. A primary commits what it has written within seconds,
@@ -48,6 +49,8 @@ pub(super) enum Until {
     Changed,
     /// Until all entries of this tag, or all that there are, have been replayed.
     Settled(Option<TagTid>),
+    /// Until all that there are and need not be held back have been replayed.
+    Flushed,
 }
 
 /// Why a replay ended by itself.
@@ -55,7 +58,7 @@ pub(super) enum Until {
 pub(super) enum Ended {
     /// End the session.
     Session(End),
-    /// Look at both journals again.
+    /// Look at both journals again, or at what is asked of this session.
     Changed,
     /// All that was to be replayed is on disk.
     Settled,
@@ -88,6 +91,10 @@ impl Session<'_> {
     /// Replays until something about the pair changes. Answers with how to end the session, if so.
     pub(super) async fn follow_journal(&mut self) -> Result<Option<End>> {
         self.tidy().await?;
+        self.flushing.extend(self.ctx.flushes.take());
+        if !self.flushing.is_empty() {
+            return self.replay(Until::Flushed).await;
+        }
         self.replay(Until::Changed).await
     }
 
@@ -118,7 +125,11 @@ impl Session<'_> {
         };
         match ended? {
             Ended::Session(end) => Ok(Some(end)),
-            Ended::Changed if until != Until::Changed => Ok(Some(End::Again(Duration::ZERO))),
+            Ended::Changed if matches!(until, Until::Settled(_)) => Ok(Some(End::Again(Duration::ZERO))),
+            Ended::Settled if until == Until::Flushed => {
+                flush::answer(&mut self.flushing);
+                Ok(None)
+            }
             Ended::Changed | Ended::Settled => Ok(None),
         }
     }
@@ -234,6 +245,7 @@ impl Session<'_> {
             tokio::select! {
                 () = ctx.cancel.cancelled() => return Ok(Ended::Session(End::Cancelled)),
                 full = ctx.shared.space.full(&pools) => return Err(full),
+                () = ctx.flushes.asked(), if feeder.until == Until::Changed => return Ok(Ended::Changed),
                 () = ctx.changed.notified() => {
                     let (local, remote) = (self.local.image.image.id(), self.remote.image.image.id());
                     if !bootstrap::is_pair(ctx, local, remote).await {

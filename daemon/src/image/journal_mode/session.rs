@@ -30,7 +30,7 @@ use rados::{ErrorClass, Result};
 use rbd::Features;
 use rbd::exclusive_lock::{ExclusiveLock, LockOptions, LockReport, LockState, RequestPolicy};
 use rbd::pool_metadata::pool_metadata;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::{Journalled, yet_to_be_copied};
@@ -91,6 +91,8 @@ pub(super) struct Session<'a> {
     pub(super) own_watch: JournalWatch,
     pub(super) their_watch: JournalWatch,
     pub(super) lifeline: &'a Lifeline,
+    /// To be answered when the copy has what the remote journal had when they were taken.
+    pub(super) flushing: Vec<oneshot::Sender<()>>,
     /// The removal of sync points of the remote image.
     pub(super) tidying: Option<JoinHandle<Result<()>>>,
 }
@@ -122,6 +124,7 @@ impl<'a> Session<'a> {
             own_watch,
             their_watch,
             lifeline,
+            flushing: Vec::new(),
             tidying: None,
             local,
             remote,
@@ -168,6 +171,7 @@ impl<'a> Session<'a> {
                 }
                 let (state, description) = describe(&stop);
                 self.say(state, &description);
+                self.flushing.clear();
                 self.lock.release().await?;
                 match self.wait().await? {
                     Some(end) => return Ok(end),

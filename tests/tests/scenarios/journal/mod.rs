@@ -20,3 +20,5 @@ pub mod stage;
 mod stock;
 mod turns;
 mod two_way;
+
+pub use stage::{clients, newest};
