@@ -12,8 +12,19 @@
 //!
 //! Ceph's own daemon writes the last step under a context that includes the newest local snapshot, which then holds the
 //! state before it.
+//!
+//! **A user snapshot that is removed remotely while it is copied**, or between two attempts at a round, takes its data with
+//! it: object by object, as the OSDs trim. In the list of an object's clones it then has none, which reads as if the object
+//! had not existed at it. So its local counterpart may hold anything ([`not_whole`]). All later steps stay exact. In one
+//! attempt, an object that the list calls absent at the removed snapshot is new at the next one at which it exists, and is
+//! brought whole; a list from before the trimming tells the truth about all later snapshots, and a read at the removed one
+//! either finds its clone, which nobody changes, or fails. In a later attempt the removed snapshot is no step any more: its
+//! changes are part of the next one's, as the OSD intersects overlaps when it drops a clone.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use rados::{SnapContext, SnapId};
+use rbd::{Snapshot, SnapshotNamespace};
 use thiserror::Error;
 
 /// One step of a round.
@@ -88,6 +99,17 @@ impl CopySteps {
     pub fn remote_ends(&self) -> Vec<SnapId> {
         self.steps.iter().map(|s| s.remote).collect()
     }
+}
+
+/// Local user snapshots that must not be taken for copies of their remote ones. `filled` (remote → local) are those that a
+/// round was to fill; `remote` are the primary's snapshots, read when all objects had been read.
+///
+/// Whoever removes a snapshot takes its record out of the users' namespace first (into the trash, or away), and gives back its
+/// id afterwards. So one that is a user's now was whole whenever an object was read at it; what happens to it later is none of
+/// this round's business. One that was made anew under its name has another id, newer than the round's end.
+pub fn not_whole(filled: &BTreeMap<SnapId, SnapId>, remote: &BTreeMap<SnapId, Snapshot>) -> BTreeSet<SnapId> {
+    let kept = |snap: &SnapId| remote.get(snap).is_some_and(|s| s.namespace == SnapshotNamespace::User);
+    filled.iter().filter(|(remote, _)| !kept(remote)).map(|(_, local)| *local).collect()
 }
 
 #[cfg(test)]

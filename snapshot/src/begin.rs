@@ -243,6 +243,12 @@ async fn add_to_header(
     Err(Error::new(libc::EAGAIN, format!("{what}: others keep changing it")))
 }
 
+/// True for a user snapshot that has the name which it has while a round fills it.
+pub fn is_pending(snapshot: &Snapshot) -> bool {
+    snapshot.namespace == SnapshotNamespace::User
+        && snapshot.name == format!("{PENDING_PREFIX}{}", snapshot.id)
+}
+
 /// The newest mirror-snapshot, which tells the role of an image.
 pub(crate) fn newest_mirror_snapshot(header: &ImageHeader) -> Option<SnapId> {
     header.snapshots.values().rev().find(|s| s.mirror().is_some()).map(|s| s.id)
@@ -271,10 +277,14 @@ fn pairs(
             format!("cannot fill mirror-snapshot {local_end}: image {} lost it", local.image.id()),
         )
     })?;
+    // One that is being removed is no step: it need not be whole, and its counterpart is left out at the end.
+    let kept = |snap: &SnapId| {
+        remote.header.snapshots.get(snap).is_some_and(|s| s.namespace == SnapshotNamespace::User)
+    };
     let in_round = |remote_snap: &SnapId, local_snap: &SnapId| {
         sync.remote_start.is_none_or(|start| *remote_snap > start)
             && *remote_snap < sync.remote_end
-            && remote.header.snapshots.contains_key(remote_snap)
+            && kept(remote_snap)
             && local.header.snapshots.contains_key(local_snap)
     };
     let users = link.snap_seqs.iter().filter(|(r, l)| in_round(r, l)).map(|(r, l)| (*r, *l));

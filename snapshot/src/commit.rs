@@ -3,6 +3,10 @@
 //! All that must change together changes in one atomic write of the local header: the names of the round's user
 //! snapshots, the completeness of its mirror-snapshot, the link to the parent, the resync flag, and what tells that the copy
 //! was made anew. Before it a forced promotion rolls back to the snapshot before; after it, it continues from this one.
+//!
+//! A user snapshot that the primary began to remove while the round filled its counterpart is not whole
+//! ([`deep_copy::steps::not_whole`]). Its counterpart keeps the pending name, and leaves the stored image state before the
+//! atomic write, so that whoever applies that state removes it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,13 +14,17 @@ use rados::{Error, Result, SnapId, WriteOp};
 use rbd::header::ImageHeader;
 use rbd::header_update::HeaderUpdate;
 use rbd::image::OpenImage;
+use rbd::image_state::write_image_state;
 use rbd::made_anew::made_anew;
 use rbd::watch_notify::notify_header_update;
-use rbd::{SnapshotNamespace, children};
+use rbd::{Snapshot, SnapshotNamespace, children};
 
 use deep_copy::local_maps::cut_head_map;
+use deep_copy::steps::not_whole;
 
-use crate::begin::{ATTEMPTS_MAX, Begun, is_changed, newest_mirror_snapshot, unless_changed, write_marker};
+use crate::begin::{
+    ATTEMPTS_MAX, Begun, is_changed, is_pending, newest_mirror_snapshot, unless_changed, write_marker,
+};
 use crate::history::{NotedHistory, write_history};
 use crate::plan::Marker;
 use crate::point::{Point, write_point};
@@ -24,18 +32,20 @@ use crate::point::{Point, write_point};
 /// How a user snapshot is called while one with its name takes its place; its id follows.
 const REPLACED_PREFIX: &str = ".mirror.replaced.";
 
-/// Commits a round whose objects have all been copied. `resync_key` is the metadata key of a resync that it fulfils;
-/// `history` is noted beside the mirror-snapshot that it completes.
-/// Repeatable after a failure. On success the header of `local` is fresh.
+/// Commits a round whose objects have all been copied. The header of `remote` must have been read after the last of them
+/// was. `resync_key` is the metadata key of a resync that it fulfils; `history` is noted beside the mirror-snapshot that it
+/// completes. Repeatable after a failure. On success the header of `local` is fresh.
 pub async fn commit(
     local: &mut OpenImage,
     remote: &OpenImage,
-    begun: &Begun,
+    mut begun: Begun,
     objects: u64,
     resync_key: Option<&str>,
     history: &NotedHistory,
 ) -> Result<()> {
     let ioctx = local.image.header_ioctx().clone();
+    leave_out_half_filled(local, remote, &mut begun).await?;
+    let begun = &begun;
     make_room_for_names(local, &begun.names).await?;
     cut_head_map(local).await?;
 
@@ -51,6 +61,33 @@ pub async fn commit(
         }
     });
     Ok(())
+}
+
+/// Takes user snapshots that are not whole out of the names that are given, and out of the stored image state.
+async fn leave_out_half_filled(local: &OpenImage, remote: &OpenImage, begun: &mut Begun) -> Result<()> {
+    let link = local.header.snapshots.get(&begun.local_end).and_then(Snapshot::mirror);
+    let seqs = link.map(|link| link.snap_seqs.clone()).unwrap_or_default();
+    let in_steps = |snap: &SnapId| begun.steps.steps().iter().any(|step| step.local == *snap);
+    // One that went before this attempt began is in no step of it, but has the name that the first attempt gave it.
+    let filled = seqs
+        .into_iter()
+        .filter(|(_, snap)| in_steps(snap) || local.header.snapshots.get(snap).is_some_and(is_pending));
+    let filled: BTreeMap<_, _> = filled.collect();
+    let half_filled = not_whole(&filled, &remote.header.snapshots);
+    if half_filled.is_empty() {
+        return Ok(());
+    }
+    let snaps = half_filled.iter().map(SnapId::to_string).collect::<Vec<_>>().join(", ");
+    tracing::info!(
+        image = %local.image.id(),
+        "leaving out user snapshots {snaps}: the primary removed theirs while they were copied"
+    );
+    begun.names.retain(|snap, _| !half_filled.contains(snap));
+    for (remote_snap, _) in filled.iter().filter(|(_, snap)| half_filled.contains(snap)) {
+        begun.image_state.snapshots.remove(remote_snap);
+    }
+    let (ioctx, id) = (local.image.header_ioctx(), local.image.id());
+    write_image_state(ioctx, id, begun.local_end, &begun.image_state).await
 }
 
 /// The atomic write. Made only on the header that was looked at: a promotion that came before it makes it fail with

@@ -16,8 +16,8 @@ use rbd::exclusive_lock::{ExclusiveLock, LockOptions};
 use rbd::header::ImageHeader;
 use rbd::image::Image;
 use rbd::watch_notify::{Operation, notify_header_update};
-use rbd::{Features, Snapshot, SnapshotNamespace, snapshots};
-use snapshot::begin::{PENDING_PREFIX, read_marker};
+use rbd::{Features, Snapshot, snapshots};
+use snapshot::begin::{is_pending, read_marker};
 use tokio_util::sync::CancellationToken;
 
 use super::bootstrap::{Role, role};
@@ -31,11 +31,7 @@ pub(super) fn half_filled(header: &ImageHeader) -> Vec<&Snapshot> {
     let ready = role(header, "") == Role::Primary
         && !header.features.has(Features::NON_PRIMARY)
         && !header.features.has(Features::JOURNALING);
-    let ours = |snapshot: &&Snapshot| {
-        snapshot.namespace == SnapshotNamespace::User
-            && snapshot.name == format!("{PENDING_PREFIX}{}", snapshot.id)
-    };
-    if ready { header.snapshots.values().filter(ours).collect() } else { Vec::new() }
+    if ready { header.snapshots.values().filter(|s| is_pending(s)).collect() } else { Vec::new() }
 }
 
 /// Removes them, however long their owner takes.

@@ -109,7 +109,8 @@ impl Session<'_> {
             settled: changes.settled,
             before: if seen.contains_key(&sync.remote_end) { history.before_start } else { seen },
         };
-        commit::commit(&mut self.local, &self.remote, &begun, objects, resync, &noted).await?;
+        let local_end = begun.local_end;
+        commit::commit(&mut self.local, &self.remote, begun, objects, resync, &noted).await?;
         self.completed = Instant::now();
         self.progress.complete(self.completed);
         self.say_replaying();
@@ -118,9 +119,9 @@ impl Session<'_> {
             "copied snapshot {} of '{}' as snapshot {}",
             sync.remote_end,
             self.remote.image.name(),
-            begun.local_end
+            local_end
         );
-        self.apply_image_state(begun.local_end).await?;
+        self.apply_image_state(local_end).await?;
         Ok(None)
     }
 

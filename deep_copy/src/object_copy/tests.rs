@@ -1,13 +1,18 @@
 //! Whole histories of an object, copied from one simulated cluster to another: random writes, snapshots and removals
-//! of snapshots remotely; rounds with any number of user snapshots; crashes at any write, with lost answers; parents.
-//! After each completed round every local snapshot and the head must hold exactly what the primary's did.
+//! of snapshots remotely, also in the midst of a round and of an attempt at it; rounds with any number of user snapshots;
+//! crashes at any write, with lost answers; parents. After each completed round every local snapshot that gets its name and
+//! the head must hold exactly what the primary's did. Counterparts of removed snapshots go when the round is complete.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use proptest::prelude::*;
 use rados::{Extent, SnapContext, WriteOp, WriteSub};
+use rbd::{ImageFlags, ProtectionStatus, Snapshot, SnapshotNamespace, Timestamp};
 
 use super::*;
 use crate::sim::{Crash, SimBackend};
+use crate::steps::not_whole;
 
 const OBJECT_BYTES: u64 = 48;
 const CHUNK_BYTES: u64 = 8;
@@ -40,6 +45,8 @@ struct Round {
     crashes: Vec<Crash>,
     /// A user snapshot that is removed after the first crash.
     drop_in_between: Option<prop::sample::Index>,
+    /// One that is removed in each attempt, after so many reads.
+    drop_midway: Option<(prop::sample::Index, u64)>,
     repair: bool,
     /// Its snapshot is removed before it is complete.
     abandoned: bool,
@@ -65,14 +72,16 @@ fn round() -> impl Strategy<Value = Round> {
         prop::collection::vec(event(), 0..16),
         prop::collection::vec(crash, 0..4),
         prop::option::weighted(0.2, any::<prop::sample::Index>()),
+        prop::option::weighted(0.4, (any::<prop::sample::Index>(), 0u64..5)),
         prop::bool::weighted(0.2),
         prop::bool::weighted(0.2),
         prop::collection::vec(event(), 0..4),
     )
-        .prop_map(|(events, crashes, drop_in_between, repair, abandoned, after)| Round {
+        .prop_map(|(events, crashes, drop_in_between, drop_midway, repair, abandoned, after)| Round {
             events,
             crashes,
             drop_in_between,
+            drop_midway,
             repair,
             abandoned,
             after,
@@ -95,6 +104,8 @@ struct World {
     local: Arc<SimBackend>,
     parent: Option<Vec<u8>>,
     snaps: Vec<Known>,
+    /// Local snapshots whose remote ones are gone; they go when a round is complete.
+    left: Vec<SnapId>,
     /// The same for all rounds, so that some begin by looking closely and others don't.
     comparison: Comparison,
 }
@@ -107,7 +118,7 @@ impl World {
             local.new_snap();
         }
         let comparison = Comparison::by_chunks_of(CHUNK_BYTES);
-        World { remote, local, parent, snaps: Vec::new(), comparison }
+        World { remote, local, parent, snaps: Vec::new(), left: Vec::new(), comparison }
     }
 
     /// What an image shows of an object: the parent's bytes when there is none, zeros behind its end.
@@ -162,20 +173,46 @@ impl World {
         self.write(context, vec![sub]).await;
     }
 
+    fn droppable(&self, index: &prop::sample::Index) -> Option<SnapId> {
+        let droppable: Vec<_> = self.snaps.iter().filter(|known| known.kind != Kind::Mirror).collect();
+        (!droppable.is_empty()).then(|| droppable[index.index(droppable.len())].remote)
+    }
+
     fn drop_snapshot(&mut self, index: &prop::sample::Index) {
-        let droppable: Vec<usize> =
-            (0..self.snaps.len()).filter(|i| self.snaps[*i].kind != Kind::Mirror).collect();
-        if !droppable.is_empty() {
-            let known = self.snaps.remove(droppable[index.index(droppable.len())]);
-            self.remote.remove_snap(known.remote);
-            known.local.into_iter().for_each(|snap| self.local.remove_snap(snap));
+        if let Some(snap) = self.droppable(index) {
+            self.remote.remove_snap(snap);
+            self.forget(snap);
         }
+    }
+
+    /// The remote snapshot `snap` was removed.
+    fn forget(&mut self, snap: SnapId) {
+        let at = self.snaps.iter().position(|known| known.remote == snap).expect("it was there");
+        self.left.extend(self.snaps.remove(at).local);
+    }
+
+    /// The remote image's snapshots as its header would tell them.
+    fn remote_snapshots(&self) -> BTreeMap<SnapId, Snapshot> {
+        let snapshot = |known: &Known| Snapshot {
+            id: known.remote,
+            name: String::new(),
+            namespace: SnapshotNamespace::User,
+            image_size: OBJECT_BYTES,
+            timestamp: Timestamp::default(),
+            child_count: 0,
+            protection: ProtectionStatus::Unprotected,
+            parent: None,
+            flags: ImageFlags(0),
+        };
+        let users = self.snaps.iter().filter(|known| known.kind == Kind::User);
+        users.map(|known| (known.remote, snapshot(known))).collect()
     }
 
     fn copier(&self, start: Option<SnapId>, method: Method, resumed: bool) -> ObjectCopier {
         let waiting = self.snaps.iter().filter(|k| start.is_none_or(|start| k.remote > start));
         let pairs: Vec<_> = waiting.filter_map(|k| k.local.map(|l| (k.remote, l))).collect();
-        let existing: Vec<SnapId> = self.snaps.iter().filter_map(|k| k.local).collect();
+        let existing = self.snaps.iter().filter_map(|k| k.local).chain(self.left.iter().copied());
+        let existing: Vec<SnapId> = existing.collect();
         let side = |data, prefix: &str| Side { data, object_prefix: prefix.into() };
         ObjectCopier {
             remote: side(self.remote.ioctx(), "r"),
@@ -202,37 +239,27 @@ impl World {
         let copied = |k: &&mut Known| k.local.is_none() && k.kind != Kind::Other;
         self.snaps.iter_mut().filter(copied).for_each(|k| k.local = Some(local.new_snap()));
         let end = self.snaps[self.snaps.len() - 1].remote;
+        let filled = self.snaps.iter().filter(|k| k.kind == Kind::User && start.is_none_or(|s| k.remote > s));
+        let filled: Vec<Known> = filled.cloned().collect();
         for event in &round.after {
             // A user snapshot made now belongs to the next round.
             if !matches!(event, Event::UserSnapshot) {
                 self.happen(event).await;
             }
         }
-        let mut resumed = false;
         let reason = if round.events.len().is_multiple_of(2) { Reason::Claimed } else { Reason::Doubt };
-        for (attempt, crash) in round.crashes.iter().map(Some).chain([None]).enumerate() {
-            if let (1, Some(index)) = (attempt, &round.drop_in_between) {
+        let mut crashes = round.crashes.iter();
+        let mut attempts = 0;
+        while attempts == 0 || !round.abandoned {
+            if let (1, Some(index)) = (attempts, &round.drop_in_between) {
                 self.drop_snapshot(index);
             }
-            self.local.set_crash(crash.copied());
-            let copier = self.copier(start, method, resumed);
-            match copier.copy(OBJECT, Local::Untested, reason, async { Ok(()) }).await {
-                Ok(copied) => {
-                    self.check_states(&copier, &copied);
-                    self.local.set_crash(None);
-                    return Some(end);
-                }
-                Err(CopyError::Local(error)) if crash.is_some() => {
-                    assert!(error.is(libc::ESHUTDOWN), "{error}")
-                }
-                Err(error) => panic!("{error}"),
+            if self.attempt(start, (method, reason), round, crashes.next(), attempts > 0).await {
+                self.end_round(&filled);
+                return Some(end);
             }
-            resumed = true;
-            if round.abandoned {
-                break;
-            }
+            attempts += 1;
         }
-        self.local.set_crash(None);
         let at = self.snaps.iter().position(|k| k.remote == end).unwrap();
         let known = self.snaps.remove(at);
         self.remote.remove_snap(known.remote);
@@ -240,9 +267,58 @@ impl World {
         None
     }
 
+    /// True when the object was copied.
+    async fn attempt(
+        &mut self,
+        start: Option<SnapId>,
+        (method, reason): (Method, Reason),
+        round: &Round,
+        crash: Option<&Crash>,
+        resumed: bool,
+    ) -> bool {
+        let midway = round.drop_midway.as_ref();
+        let midway = midway.and_then(|(index, reads)| Some((*reads, self.droppable(index)?)));
+        if let Some((reads, snap)) = midway {
+            self.remote.remove_snap_after(reads, snap);
+        }
+        self.local.set_crash(crash.copied());
+        let copier = self.copier(start, method, resumed);
+        let outcome = copier.copy(OBJECT, Local::Untested, reason, async { Ok(()) }).await;
+        self.local.set_crash(None);
+        let removed = midway.and_then(|(_, snap)| self.remote.end_removal(snap));
+        removed.into_iter().for_each(|snap| self.forget(snap));
+        match outcome {
+            Ok(copied) => {
+                self.check_states(&copier, &copied);
+                true
+            }
+            Err(CopyError::Local(error)) if crash.is_some() => {
+                assert!(error.is(libc::ESHUTDOWN), "{error}");
+                false
+            }
+            Err(CopyError::SnapshotGone { snap, .. }) => {
+                assert_eq!(Some(snap), removed);
+                false
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// What the round filled gets its names, if it is whole; what the primary has no more goes.
+    fn end_round(&mut self, filled: &[Known]) {
+        let pairs = filled.iter().filter_map(|known| Some((known.remote, known.local?))).collect();
+        let nameless: BTreeSet<SnapId> = not_whole(&pairs, &self.remote_snapshots());
+        self.check_all(filled.iter().filter(|known| known.local.is_some_and(|l| !nameless.contains(&l))));
+        self.left.drain(..).for_each(|snap| self.local.remove_snap(snap));
+    }
+
     fn check_states(&self, copier: &ObjectCopier, copied: &Copied) {
         let object = self.local.object("l.0000000000000000");
         for (step, state) in copier.steps.steps().iter().zip(&copied.states) {
+            // An earlier attempt may have filled what is gone now; its map goes with it.
+            if self.left.contains(&step.local) {
+                continue;
+            }
             assert_eq!(
                 object.bytes_at(step.local).is_some(),
                 state.may_exist(),
@@ -252,9 +328,9 @@ impl World {
         }
     }
 
-    fn check(&self) {
+    fn check_all<'a>(&self, snaps: impl Iterator<Item = &'a Known>) {
         let local = self.local.object("l.0000000000000000");
-        for known in &self.snaps {
+        for known in snaps {
             let Some(snap) = known.local else { continue };
             assert_eq!(
                 self.shown(local.bytes_at(snap)),
@@ -270,6 +346,11 @@ impl World {
                 );
             }
         }
+    }
+
+    fn check(&self) {
+        self.check_all(self.snaps.iter());
+        let local = self.local.object("l.0000000000000000");
         let newest = self.snaps.iter().rev().find_map(|k| k.local);
         assert_eq!(newest.map(|s| local.bytes_at(s).is_some()), Some(local.bytes_at(SnapId::HEAD).is_some()));
         assert_eq!(
@@ -324,6 +405,7 @@ fn a_write_that_was_under_way_while_a_snapshot_was_taken_arrives() {
             events,
             crashes: Vec::new(),
             drop_in_between: None,
+            drop_midway: None,
             repair: false,
             abandoned: false,
             after: Vec::new(),

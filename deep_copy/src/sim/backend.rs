@@ -28,8 +28,18 @@ struct Store {
     newest_snap: u64,
     crash: Option<Crash>,
     crashed: bool,
+    /// Reads that are still answered before a snapshot is removed.
+    removal: Option<(u64, SnapId)>,
     writes: u64,
     reads: u64,
+}
+
+impl Store {
+    fn remove_snap(&mut self, snap: SnapId) {
+        self.removed.push(snap);
+        self.objects.values_mut().for_each(|object| object.trim(snap));
+        self.objects.retain(|_, object| !object.is_gone());
+    }
 }
 
 /// One simulated cluster.
@@ -75,10 +85,19 @@ impl SimBackend {
 
     /// Gives up a snapshot and trims its clones.
     pub fn remove_snap(&self, snap: SnapId) {
+        self.store().remove_snap(snap);
+    }
+
+    /// Gives up a snapshot after so many more reads.
+    pub fn remove_snap_after(&self, reads: u64, snap: SnapId) {
+        self.store().removal = Some((reads, snap));
+    }
+
+    /// Calls off a removal that has not come about; answers with the snapshot if it has.
+    pub fn end_removal(&self, snap: SnapId) -> Option<SnapId> {
         let mut store = self.store();
-        store.removed.push(snap);
-        store.objects.values_mut().for_each(|object| object.trim(snap));
-        store.objects.retain(|_, object| !object.is_gone());
+        store.removal = None;
+        store.removed.contains(&snap).then_some(snap)
     }
 
     /// A copy of an object of [`SimBackend::ioctx`].
@@ -94,6 +113,15 @@ impl SimBackend {
             return Err(fail(libc::ESHUTDOWN));
         }
         store.reads += 1;
+        match &mut store.removal {
+            Some((0, snap)) => {
+                let snap = *snap;
+                store.removal = None;
+                store.remove_snap(snap);
+            }
+            Some((reads, _)) => *reads -= 1,
+            None => {}
+        }
         if store.removed.contains(&op.snap) {
             return Err(fail(libc::ENOENT));
         }

@@ -4,9 +4,12 @@
 //! A copy is caught in the middle by stopping the daemon (`SIGSTOP`) as soon as it fills a snapshot.
 
 use anyhow::{Context, Result, ensure};
+use rados::error::ResultExt;
+use rbd::ObjectNumber;
 use tests::{Cluster, DaemonKind, Extents, LibrbdImage, MirrorDaemon, Signal};
 
 use crate::common::{LIMIT, MIB, Stage, until};
+use crate::content;
 use crate::failover::{image_id, newest_arrived, promoted_from};
 use crate::lifecycle::exists;
 use crate::repairs::lose_snapshot;
@@ -68,6 +71,88 @@ async fn the_snapshot_being_copied_is_removed() -> Result<()> {
     expect_following(&stage, "image", &id).await?;
     daemon.stop(LIMIT).await?;
     stage.strike().await
+}
+
+/// A user snapshot is removed at the primary while a copy fills its counterpart: with the daemon at work, and between the end
+/// of one daemon and the start of the next. The counterpart is half filled, and never gets the name; all else arrives, also
+/// the snapshot that is made under that name meanwhile, and the half-filled one goes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_snapshot_is_removed_while_it_is_copied() -> Result<()> {
+    let stage = Stage::set("user-snapshot-gone").await?;
+    let (a, b) = (&stage.clusters.a, &stage.clusters.b);
+    // On a slow disk the OSD trims some objects in five seconds.
+    a.ceph(&["config", "set", "osd", "osd_snap_trim_sleep", "0.001"]).await?;
+    for (image, killed) in [("alive", false), ("killed", true)] {
+        let spec = stage.spec(image);
+        let at = |snapshot: &str| format!("{spec}@{snapshot}");
+        a.create_image(&spec, 64 * MIB, &["--object-size", "256K"]).await?;
+        let mut daemon = stage.daemon(b).await?;
+        if killed {
+            // A first copy that is killed this early is made anew: it is a delta that is taken up again.
+            stage.enable(image).await?;
+            stage.first_copy(image).await?;
+        }
+        for (seed, snapshot) in [(1, "before"), (2, "gone"), (3, "after")] {
+            a.apply(&spec, Extents::default().fill(0, 48 * MIB, seed)).await?;
+            a.snap_create(&at(snapshot)).await?;
+        }
+        a.apply(&spec, Extents::default().fill(16 * MIB, 48 * MIB, 4)).await?;
+        if killed {
+            a.mirror_snapshot(&spec).await?;
+            stage.kill_half_way(daemon, image).await?;
+            remove_and_trim(&stage, &spec, "gone").await?;
+            a.snap_create(&at("gone")).await?;
+            daemon = stage.daemon(b).await?;
+        } else {
+            stage.enable(image).await?;
+            stage.stop_half_way(&mut daemon, image).await?;
+            remove_and_trim(&stage, &spec, "gone").await?;
+            a.snap_create(&at("gone")).await?;
+            daemon.kill(Signal::SIGCONT);
+        }
+        let mut complete = None;
+        until("the copy to be complete", async || {
+            let (_, header) = stage.b.open(&spec).await?;
+            let arrived =
+                content::mirror_snapshots(&header).last().is_some_and(|(_, newest)| newest.complete);
+            complete = arrived.then_some(header);
+            Ok(complete.is_some())
+        })
+        .await?;
+        let named = complete.is_some_and(|header| header.user_snapshot("gone").is_some());
+        ensure!(!named, "{image}: a snapshot that was half filled got the name of the removed one");
+        until("the half-filled snapshot to go", async || Ok(pending(b, &spec).await? == 0)).await?;
+        stage.expect_copied(image).await.context(image)?;
+        stage.sync(image).await.context(image)?;
+        daemon.stop(LIMIT).await?;
+        b.rbd(&["mirror", "image", "promote", "--force", &spec]).await?;
+        for checked in [&spec, &at("before"), &at("after"), &at("gone")] {
+            b.rbd(&["object-map", "check", "--no-progress", checked]).await?;
+        }
+        let info = b.rbd_json(&["info", &spec]).await?;
+        ensure!(info["flags"].as_array().is_some_and(Vec::is_empty), "{image} is flagged: {info}");
+    }
+    a.ceph(&["config", "rm", "osd", "osd_snap_trim_sleep"]).await?;
+    stage.strike().await
+}
+
+/// Removes a user snapshot of an image of `a`, and waits until the OSDs have dropped what it alone held.
+async fn remove_and_trim(stage: &Stage, spec: &str, snapshot: &str) -> Result<()> {
+    let (image, header) = stage.a.open(spec).await?;
+    let snap = header.user_snapshot(snapshot).with_context(|| format!("{spec} has no '{snapshot}'"))?.id;
+    stage.clusters.a.snap_remove(&format!("{spec}@{snapshot}")).await?;
+    let objects: Vec<_> =
+        (0..header.object_count()).map(|object| image.data_object(ObjectNumber(object))).collect();
+    until("the OSDs to trim a snapshot", async || {
+        for object in &objects {
+            let clones = image.data_ioctx().list_snaps(object).await.optional()?;
+            if clones.is_some_and(|set| set.clones.iter().any(|clone| clone.snaps.contains(&snap))) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    })
+    .await
 }
 
 /// Mirroring is disabled while the first copy, or a delta, is under way: the copy goes, and comes back when it is enabled
