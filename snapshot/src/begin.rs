@@ -234,6 +234,9 @@ async fn add_to_header(
         match written {
             Ok(_) => return Ok(taken),
             Err(error) if error.is(libc::ESTALE) || is_changed(&error) => {}
+            Err(error) if error.is(libc::EDQUOT) && is_at_limit(&local.header) => {
+                raise_limit(local, count).await.context(&what)?;
+            }
             Err(error) => return Err(error.context(what)),
         }
         if newest_mirror_snapshot(&local.header) != link {
@@ -241,6 +244,23 @@ async fn add_to_header(
         }
     }
     Err(Error::new(libc::EAGAIN, format!("{what}: others keep changing it")))
+}
+
+fn is_at_limit(header: &ImageHeader) -> bool {
+    header.snapshot_limit.is_some_and(|limit| header.snapshots.len() as u64 >= limit)
+}
+
+/// Makes room for `count` more snapshots. The limit of a copy is its primary's at the last mirror-snapshot that arrived. A
+/// copy may have more snapshots than that for a while: the one being filled, and those that are gone at the primary but can
+/// only go when it is complete. Applying the image state sets the limit to the primary's again.
+async fn raise_limit(local: &mut OpenImage, count: usize) -> Result<()> {
+    let limit = local.header.snapshots.len() + count;
+    tracing::info!(image = %local.image.id(), "raising the copy's snapshot limit to {limit} until a round is complete");
+    let update = HeaderUpdate::of(local.image.id()).set_snapshot_limit(Some(limit as u64));
+    match local.image.header_ioctx().write(unless_changed(update.into_op(), &local.header)).await {
+        Err(error) if !is_changed(&error) => Err(error),
+        _ => local.refresh().await,
+    }
 }
 
 /// True for a user snapshot that has the name which it has while a round fills it.

@@ -150,8 +150,8 @@ pub fn plan(view: &View<'_>) -> Plan {
     }
 }
 
-/// Chores that are due while no round is under way: call it after [`plan`] said [`Plan::Idle`], when a round is complete, or
-/// when there is no room for one.
+/// Chores that are due while no round is under way: call it after [`plan`], whatever it says of the copy, or when a round is
+/// complete.
 pub fn chores(view: &View<'_>) -> Chores {
     let Some((newest, link)) = mirrors(view.local).next_back() else { return Chores::default() };
     let linked =

@@ -121,6 +121,7 @@ impl Session<'_> {
             self.remote.image.name(),
             local_end
         );
+        self.await_pruning().await?;
         self.apply_image_state(local_end).await?;
         Ok(None)
     }

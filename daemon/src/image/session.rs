@@ -164,9 +164,11 @@ impl<'a> Session<'a> {
             let before = std::mem::replace(&mut self.seen, now);
             match plan {
                 Plan::Sync(sync) => {
-                    if self.ctx.expect_room(self.local.image.data_ioctx().pool_id()).is_err() {
-                        // What frees space does not wait for the round.
-                        self.do_chores(due).await?;
+                    // Rounds may follow each other for long, or wait for room, and the copy is to have no more snapshots than it
+                    // needs.
+                    if self.do_chores(due).await? {
+                        self.seen = before;
+                        continue;
                     }
                     if let Some(end) = self.round(&sync, before).await? {
                         return Ok(end);
@@ -183,6 +185,9 @@ impl<'a> Session<'a> {
                     self.say(state, &description);
                     self.flushing.clear();
                     self.lock.release().await?;
+                    if *stop == Stop::RemoteNotPrimary {
+                        self.do_chores(due).await?;
+                    }
                 }
                 Plan::Idle | Plan::AwaitRemote => {
                     self.say_replaying();
@@ -191,7 +196,9 @@ impl<'a> Session<'a> {
                 }
             }
             let interval = match plan {
-                Plan::Idle if self.may_be_rolled_back_to().is_some() => PRUNE_DELAY,
+                Plan::Idle | Plan::Stop(Stop::RemoteNotPrimary) if self.may_be_rolled_back_to().is_some() => {
+                    PRUNE_DELAY
+                }
                 Plan::Idle => IDLE_CHECK_INTERVAL,
                 _ => WAITING_CHECK_INTERVAL,
             };
@@ -241,8 +248,8 @@ impl<'a> Session<'a> {
     }
 
     /// Frees what no round needs any longer. Removing a snapshot takes a monitor round, so it goes on in the
-    /// background; no round touches a snapshot that is being removed.
-    async fn do_chores(&mut self, due: Chores) -> Result<()> {
+    /// background; no round touches a snapshot that is being removed. True when the remote image was changed.
+    async fn do_chores(&mut self, due: Chores) -> Result<bool> {
         for snap in &due.unlink {
             let update =
                 HeaderUpdate::of(self.remote.image.id()).unlink_peer(*snap, &self.ctx.remote_peer_uuid);
@@ -252,6 +259,9 @@ impl<'a> Session<'a> {
             let (remote, id) = (self.ctx.remote.clone(), self.remote.image.id().clone());
             tokio::spawn(async move { notify_header_update(&remote, &id).await });
             self.remote.refresh().await?;
+        }
+        if self.pruning.as_ref().is_some_and(JoinHandle::is_finished) {
+            self.await_pruning().await?;
         }
         let kept = self.may_be_rolled_back_to();
         let prune: Vec<_> = due.prune.into_iter().filter(|snap| Some(*snap) != kept).collect();
@@ -268,7 +278,17 @@ impl<'a> Session<'a> {
                 pruned
             }));
         }
-        Ok(())
+        Ok(!due.unlink.is_empty())
+    }
+
+    /// Waits until no snapshot is being removed in the background. Two removals must not go on beside each other: each
+    /// merges the snapshot's object map into the next one's.
+    pub(super) async fn await_pruning(&mut self) -> Result<()> {
+        if self.pruning.is_none() {
+            return Ok(());
+        }
+        let outcome = ended(&mut self.pruning).await;
+        self.pruned(outcome).await
     }
 
     /// The mirror-snapshot before the newest one, while that was completed only just.

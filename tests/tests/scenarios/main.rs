@@ -23,4 +23,5 @@ mod removal_rounds;
 mod removals;
 mod repairs;
 mod snapshots;
+mod standstills;
 mod turns;

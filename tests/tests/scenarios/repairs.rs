@@ -101,7 +101,7 @@ async fn a_resync_that_was_cut_off_is_finished() -> Result<()> {
     stage.strike().await
 }
 
-async fn is_resync_requested(cluster: &Cluster, spec: &str) -> Result<bool> {
+pub async fn is_resync_requested(cluster: &Cluster, spec: &str) -> Result<bool> {
     let metadata = cluster.rbd(&["image-meta", "list", spec]).await?;
     Ok(metadata.contains("resync"))
 }
