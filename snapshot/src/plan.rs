@@ -327,15 +327,7 @@ fn after_demotion(view: &View<'_>, newest: &Snapshot) -> Plan {
         Ok(found) => found,
         Err(plan) => return plan,
     };
-    // No map of snapshots leads from a time as primary to a time as copy: names are all there is.
-    let by_name = view.remote.values().filter(|s| s.id < end.id && s.namespace == SnapshotNamespace::User);
-    let snap_seqs = by_name
-        .filter_map(|remote| {
-            let same =
-                |local: &&Snapshot| local.namespace == SnapshotNamespace::User && local.name == remote.name;
-            view.local.values().find(same).map(|local| (remote.id, local.id))
-        })
-        .collect();
+    let snap_seqs = counterparts_after_demotion(view, start, start_mirror);
     // What another daemon copied over there may differ from what this image was demoted with.
     let copied_exactly = view.remote_marker == Some(Marker { snap: start.id, repair: false });
     Plan::Sync(Sync {
@@ -350,6 +342,26 @@ fn after_demotion(view: &View<'_>, newest: &Snapshot) -> Plan {
         snap_seqs,
         resync: false,
     })
+}
+
+/// Remote snapshot → local one, of the user snapshots that the remote image had when it had copied this one's demotion. The
+/// map kept with that copy leads back. Of what it does not tell, names are all there is, and they count for snapshots from
+/// before the promotion only: one that was made later under an old name is another one.
+fn counterparts_after_demotion(
+    view: &View<'_>,
+    start: &Snapshot,
+    start_mirror: &MirrorSnapshot,
+) -> BTreeMap<SnapId, SnapId> {
+    let is_user = |s: &&Snapshot| s.namespace == SnapshotNamespace::User;
+    let local_of = |remote: &Snapshot| {
+        let mapped = start_mirror.snap_seqs.iter().find(|(_, copy)| **copy == remote.id);
+        match mapped {
+            Some((local, _)) => view.local.get(local).filter(is_user),
+            None => view.local.values().filter(is_user).find(|local| local.name == remote.name),
+        }
+    };
+    let older = view.remote.range(..start.id).map(|(_, snapshot)| snapshot).filter(is_user);
+    older.filter_map(|remote| Some((remote.id, local_of(remote)?.id))).collect()
 }
 
 fn delta_mode(end: &MirrorSnapshot, start: SnapId) -> CopyMode {

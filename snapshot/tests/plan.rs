@@ -259,6 +259,18 @@ fn a_planned_failback_goes_on_from_the_demotion() {
     assert_eq!((by_others.mode, by_others.remote_start), (CopyMode::Repair, Some(SnapId(20))));
     assert_eq!(sync.snap_seqs, BTreeMap::from([(SnapId(15), SnapId(1))]), "matched by name");
 
+    // Names do not count against what the copy of the demotion tells, nor for what was made later.
+    let renamed = edit(copied_demotion.clone(), |m| {
+        m.snap_seqs = BTreeMap::from([(SnapId(1), SnapId(15)), (SnapId(2), SnapId::HEAD)]);
+    });
+    let remote = [user(15, "renamed"), renamed, user(20 + 1, "kept"), primary(22, US)];
+    let sync = self::sync(plan(&view(&local, &remote, None)));
+    assert_eq!(
+        sync.snap_seqs,
+        BTreeMap::from([(SnapId(15), SnapId(1))]),
+        "not the new snapshot of that name"
+    );
+
     // The other site has yet to copy the demotion, or has copied it and was not promoted.
     assert_eq!(plan(&view(&local, &[copy(19, LOCAL, 1)], None)), Plan::Stop(Stop::RemoteNotPrimary));
     assert_eq!(
