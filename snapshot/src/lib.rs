@@ -2,6 +2,7 @@
 pub mod begin;
 pub mod commit;
 pub mod history;
+pub mod link;
 pub mod plan;
 pub mod point;
 pub mod prune;

@@ -9,6 +9,10 @@
 //! * The newest complete remote snapshot is copied, not the oldest one: fewer rounds, and the copy is current sooner.
 //! * A base that was deleted remotely is no split-brain when the link proves that the local image was never written
 //!   to but by mirroring: it is repaired by comparing checksums ([`CopyMode::Repair`]).
+//! * A snapshot that no site was linked to when it was made (the peer was added later, or removed and added again) is linked
+//!   to this one ([`Plan::Link`]), instead of waiting for one that nobody may make.
+//! * A resync does not wait for the remote image to be promoted when the copy cannot have anything that the remote image
+//!   lacks: what was written before its demotion arrives, and the copy can be promoted.
 //! * A half-filled local snapshot whose remote one is gone is discarded, and what was written for it is repaired.
 //! * What another daemon filled is not trusted. Ceph's own leaves the last delta out of the snapshot that it fills (only
 //!   the head has it): a twin of it is made from the head ([`Sync::anchor`]). And it loses what was zeroed or discarded
@@ -63,6 +67,9 @@ pub enum Plan {
     Idle,
     /// The newest remote snapshot is still being made: wait for the change that completes it.
     AwaitRemote,
+    /// The newest complete remote snapshot is to be copied, but waits for other sites only, or for none: link it to this
+    /// site, and plan anew.
+    Link(SnapId),
     /// Do not touch the image; wait for a change of its role.
     Stop(Stop),
 }
@@ -80,6 +87,8 @@ pub enum Stop {
     SplitBrain(String),
     /// The remote image is not primary, and all it has was copied.
     RemoteNotPrimary,
+    /// A resync was requested, and neither image is primary: which of them is to be kept is not decided.
+    ResyncAwaitsPrimary,
 }
 
 /// One round: copy the remote snapshot `remote_end`.
@@ -142,8 +151,9 @@ pub struct Chores {
 pub fn plan(view: &View<'_>) -> Plan {
     let link = mirrors(view.local).next_back();
     match link {
-        Some((_, link)) if view.resync_requested && link.state != MirrorSnapshotState::Primary => {
-            resync(view)
+        Some((_, link)) if link.is_orphan() => Plan::Stop(Stop::Orphan),
+        Some((snapshot, link)) if view.resync_requested && link.state != MirrorSnapshotState::Primary => {
+            resync(view, snapshot, link)
         }
         Some((snapshot, link)) => follow(view, snapshot, link),
         None => first_copy(view),
@@ -217,13 +227,22 @@ fn newest_candidate<'a>(
     match candidates.iter().rev().find(|(_, m)| m.complete) {
         Some(&found) => Ok(found),
         None if !candidates.is_empty() => Err(Plan::AwaitRemote),
-        None if mirrors(view.remote)
-            .next_back()
-            .is_some_and(|(_, m)| m.state != MirrorSnapshotState::Primary) =>
-        {
-            Err(Plan::Stop(Stop::RemoteNotPrimary))
-        }
-        None => Err(Plan::Idle),
+        None => Err(without_candidate(view, start)),
+    }
+}
+
+/// What to do when no remote snapshot after `start` waits for this site.
+fn without_candidate(view: &View<'_>, start: Option<SnapId>) -> Plan {
+    let newest = mirrors(view.remote).rev().find(|(_, m)| m.complete);
+    if let Some((snapshot, mirror)) = newest
+        && mirror.state.is_primary()
+        && start.is_none_or(|start| snapshot.id > start)
+    {
+        return Plan::Link(snapshot.id);
+    }
+    match mirrors(view.remote).next_back() {
+        Some((_, m)) if m.state != MirrorSnapshotState::Primary => Plan::Stop(Stop::RemoteNotPrimary),
+        _ => Plan::Idle,
     }
 }
 
@@ -247,9 +266,9 @@ fn first_copy(view: &View<'_>) -> Plan {
 }
 
 /// Makes the copy equal to the newest remote snapshot whatever it holds now.
-fn resync(view: &View<'_>) -> Plan {
-    if !remote_is_primary(view) {
-        return Plan::Stop(Stop::RemoteNotPrimary);
+fn resync(view: &View<'_>, newest: &Snapshot, link: &MirrorSnapshot) -> Plan {
+    if !remote_is_primary(view) && !was_superseded_by_demoted(view, newest, link) {
+        return Plan::Stop(Stop::ResyncAwaitsPrimary);
     }
     // An interrupted resync goes on where it was.
     if let Some((snapshot, link)) = mirrors(view.local).next_back()
@@ -272,6 +291,17 @@ fn resync(view: &View<'_>) -> Plan {
     }
 }
 
+/// True when the remote image was demoted and holds all that the local one does: that is a copy of it, or of what the remote
+/// image went on from.
+fn was_superseded_by_demoted(view: &View<'_>, newest: &Snapshot, link: &MirrorSnapshot) -> bool {
+    let last = mirrors(view.remote).next_back();
+    if !last.is_some_and(|(_, m)| m.state == MirrorSnapshotState::PrimaryDemoted) {
+        return false;
+    }
+    let is_copy = link.state.is_non_primary() && link.primary_mirror_uuid == view.remote_mirror_uuid;
+    is_copy || matches!(follow(view, newest, link), Plan::Sync(_) | Plan::Link(_))
+}
+
 fn repair(end: &Snapshot, mirror: &MirrorSnapshot, discard: Vec<SnapId>) -> Sync {
     Sync {
         mode: CopyMode::Repair,
@@ -292,7 +322,6 @@ fn follow(view: &View<'_>, newest: &Snapshot, link: &MirrorSnapshot) -> Plan {
     match link.state {
         MirrorSnapshotState::Primary => Plan::Stop(Stop::LocalPrimary),
         MirrorSnapshotState::PrimaryDemoted => after_demotion(view, newest),
-        _ if link.is_orphan() => Plan::Stop(Stop::Orphan),
         _ if link.primary_mirror_uuid != view.remote_mirror_uuid => {
             Plan::Stop(Stop::UnknownPeer(link.primary_mirror_uuid.clone()))
         }
@@ -377,7 +406,7 @@ fn after_complete(view: &View<'_>, newest: &Snapshot, link: &MirrorSnapshot, dis
         Ok(found) => found,
         Err(Plan::Idle) if !remote_has(view, start) && remote_is_primary(view) => {
             return Plan::Stop(Stop::SplitBrain(format!(
-                "the remote image has neither snapshot {start}, which the copy holds, nor any newer one for this site"
+                "the remote image has neither snapshot {start} that the copy holds nor a newer one for this site"
             )));
         }
         Err(plan) => return plan,

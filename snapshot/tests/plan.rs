@@ -121,7 +121,7 @@ fn a_first_copy_takes_the_newest_complete_snapshot() {
 #[test]
 fn nothing_is_copied_before_the_first_snapshot_is_complete() {
     assert_eq!(plan(&view(&[], &[unfinished(primary(3, US), 0)], None)), Plan::AwaitRemote);
-    assert_eq!(plan(&view(&[], &[demoted(3, "another site")], None)), Plan::Stop(Stop::RemoteNotPrimary));
+    assert_eq!(plan(&view(&[], &[copy(3, "another site", 1)], None)), Plan::Stop(Stop::RemoteNotPrimary));
 }
 
 #[test]
@@ -224,10 +224,35 @@ fn a_base_that_was_deleted_remotely_is_repaired_not_called_split_brain() {
     let remote = [primary(9, US)];
     let sync = sync(plan(&view(&[copy(11, REMOTE, 5)], &remote, made_here(11))));
     assert_eq!((sync.mode, sync.remote_end, sync.anchor), (CopyMode::Repair, SnapId(9), false));
+    // The remote image has nothing that is newer than what the copy is said to hold.
     assert!(matches!(
-        plan(&view(&[copy(11, REMOTE, 5)], &[primary(9, "other")], made_here(11))),
-        Plan::Stop(_)
+        plan(&view(&[copy(11, REMOTE, 5)], &[primary(4, "other")], made_here(11))),
+        Plan::Stop(Stop::SplitBrain(_))
     ));
+}
+
+/// The peer was added later, or removed and added again: snapshots made before name it not, or by its former uuid.
+#[test]
+fn a_snapshot_that_waits_for_nobody_is_linked_to_this_site() {
+    let held = [copy(11, REMOTE, 5)];
+    let nobody = |id| mirror(id, MirrorSnapshotState::Primary, |_| {});
+    assert_eq!(plan(&view(&[], &[nobody(3)], None)), Plan::Link(SnapId(3)), "a first copy");
+    assert_eq!(plan(&view(&held, &[nobody(5), nobody(7)], made_here(11))), Plan::Link(SnapId(7)));
+    assert_eq!(plan(&view(&held, &[primary(7, "former")], made_here(11))), Plan::Link(SnapId(7)), "no base");
+    assert_eq!(
+        plan(&view(&held, &[nobody(5), demoted(7, "former")], made_here(11))),
+        Plan::Link(SnapId(7)),
+        "the last delta of a demotion"
+    );
+    // What was copied already needs no link, and one that is being made has none yet.
+    assert_eq!(plan(&view(&held, &[nobody(5)], made_here(11))), Plan::Idle);
+    assert_eq!(plan(&view(&held, &[nobody(5), unfinished(nobody(7), 0)], made_here(11))), Plan::Idle);
+    assert_eq!(
+        plan(&view(&held, &[demoted(5, "former")], made_here(11))),
+        Plan::Stop(Stop::RemoteNotPrimary)
+    );
+    let resync = View { resync_requested: true, ..view(&held, &[nobody(5)], made_here(11)) };
+    assert_eq!(plan(&resync), Plan::Link(SnapId(5)));
 }
 
 #[test]
@@ -296,7 +321,36 @@ fn a_resync_waits_for_a_primary_and_never_touches_a_primary() {
         plan(&View { resync_requested: true, ..view(local, remote, None) })
     };
     assert_eq!(ask(&[primary(2, THEM)], &[primary(5, US)]), Plan::Stop(Stop::LocalPrimary));
-    assert_eq!(ask(&[demoted(2, THEM)], &[demoted(5, US)]), Plan::Stop(Stop::RemoteNotPrimary));
+    assert_eq!(ask(&[demoted(2, THEM)], &[demoted(5, US)]), Plan::Stop(Stop::ResyncAwaitsPrimary));
+    assert_eq!(ask(&[copy(2, REMOTE, 4)], &[copy(5, LOCAL, 1)]), Plan::Stop(Stop::ResyncAwaitsPrimary));
+    assert_eq!(ask(&[copy(2, REMOTE, 4), orphan(3)], &[primary(5, US)]), Plan::Stop(Stop::Orphan));
+}
+
+/// A copy has nothing that the remote image lacks, so it need not wait for a promotion: the last delta arrives.
+#[test]
+fn a_resync_of_a_copy_takes_what_the_demotion_left() {
+    let ask = |local: &[Snapshot], remote: &[Snapshot], marker| {
+        let view = View { resync_requested: true, ..view(local, remote, marker) };
+        sync(plan(&view))
+    };
+    let remote = [primary(5, US), demoted(7, US)];
+    for local in [vec![copy(2, REMOTE, 5)], vec![copy(2, REMOTE, 5), unfinished(copy(3, REMOTE, 7), 9)]] {
+        let sync = ask(&local, &remote, made_here(2));
+        assert_eq!((sync.mode, sync.remote_end, sync.resync), (CopyMode::Repair, SnapId(7), true));
+        assert!(sync.demoted, "it can be promoted without force");
+    }
+    // Demoted in the midst of it: it goes on, and the next round brings the rest.
+    let under_way = [copy(2, REMOTE, 4), unfinished(copy(3, REMOTE, 5), 17)];
+    let sync = ask(&under_way, &remote, Some(Marker { snap: SnapId(3), repair: true }));
+    assert_eq!((sync.remote_end, sync.resume.map(|r| r.first_object)), (SnapId(5), Some(17)));
+
+    // A former primary whose demotion the remote image copied before it was promoted, and demoted again.
+    let copied_demotion = mirror(20, MirrorSnapshotState::NonPrimaryDemoted, |m| {
+        m.primary_mirror_uuid = LOCAL.into();
+        m.primary_snap_id = SnapId(2);
+    });
+    let remote = [copied_demotion, primary(21, US), demoted(22, US)];
+    assert_eq!(ask(&[demoted(2, THEM)], &remote, None).remote_end, SnapId(22));
 }
 
 #[test]

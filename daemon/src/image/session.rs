@@ -24,6 +24,7 @@ use rbd::mirroring::{Mirroring, StatusState};
 use rbd::watch_notify::notify_header_update;
 use rbd::{Features, MirrorSnapshotState, Snapshot};
 use snapshot::begin::{Identity, read_marker};
+use snapshot::link::link_to_peer;
 use snapshot::plan::{Chores, Plan, Stop, View, chores, plan};
 use snapshot::prune;
 use tokio::sync::{oneshot, watch};
@@ -50,6 +51,10 @@ const PRUNE_DELAY: Duration = Duration::from_secs(5);
 
 /// How long the end of the remote watch is waited for.
 const REMOTE_CLOSE_LIMIT: Duration = Duration::from_secs(5);
+
+/// What is said when the remote pool does not know this site by the uuid that it knew it by.
+pub(super) const UNKNOWN_TO_REMOTE: &str =
+    "waiting for the remote pool to know this site as a peer that it sends to";
 
 /// Why a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,6 +183,16 @@ impl<'a> Session<'a> {
                 Plan::Stop(Stop::Orphan) => {
                     self.say(StatusState::Stopped, "orphan (force promoting)");
                     return Ok(End::Again(PROMOTION_CHECK_INTERVAL));
+                }
+                Plan::Link(snap) => {
+                    let (remote, peer_uuid) = (&self.remote.image, &self.ctx.remote_peer_uuid);
+                    let linked = link_to_peer(remote, snap, peer_uuid).await?;
+                    self.remote.refresh().await?;
+                    if linked {
+                        self.seen = before;
+                        continue;
+                    }
+                    self.say(StatusState::Unknown, UNKNOWN_TO_REMOTE);
                 }
                 Plan::Stop(Stop::LocalPrimary) => return Ok(End::Again(Duration::ZERO)),
                 Plan::Stop(ref stop) => {
@@ -434,8 +449,15 @@ fn describe(stop: &Stop) -> (StatusState, String) {
         Stop::SplitBrain(why) => (
             StatusState::Error,
             format!(
-                "split-brain detected: {why}; demote this image and run 'rbd mirror image resync' to follow the remote one"
+                "split-brain detected: {why}; 'rbd mirror image resync' of this image gives up what it holds and makes it \
+                 a copy of the remote one"
             ),
+        ),
+        Stop::ResyncAwaitsPrimary => (
+            StatusState::Error,
+            "resync requested: it begins when the image is promoted at the other site; to keep this image instead \
+             promote it"
+                .into(),
         ),
         Stop::RemoteNotPrimary => (StatusState::Unknown, "remote image is not primary".into()),
     }

@@ -6,11 +6,12 @@ use rados::{Result, SnapId};
 use rbd::Snapshot;
 use rbd::image::OpenImage;
 use rbd::mirroring::{MirrorImageMode, StatusState};
+use snapshot::link::link_to_peer;
 
 use super::bootstrap::{self, Made, Record, Role, Wanted};
 use super::lifeline::Lifeline;
 use super::remote_image::{self, RemoteImage};
-use super::session::{End, PROMOTION_CHECK_INTERVAL, Session, is_orphan};
+use super::session::{End, PROMOTION_CHECK_INTERVAL, Session, UNKNOWN_TO_REMOTE, is_orphan};
 use super::{
     Attempt, ImageContext, LOOK_INTERVAL, PARENT_INTERVAL, await_remote, delete, modes_differ, primary,
 };
@@ -109,31 +110,36 @@ async fn create(
 }
 
 /// The newest complete mirror-snapshot for this site. The primary makes the first one when it enables mirroring, right
-/// after its entry in the directory, so that one is waited for.
+/// after its entry in the directory, so that one is waited for. One that was made when the primary's pool had no such peer is
+/// linked to this site.
 async fn await_first_snapshot(ctx: &ImageContext, remote: &OpenImage) -> Result<Option<SnapId>> {
     let mut header = remote.header.clone();
+    let mut waits_for = "waiting for the first mirror-snapshot";
     for _ in 0..FIRST_SNAPSHOT_LOOKS {
-        let waits_for_us = |s: &&Snapshot| {
-            let mirror = s.mirror().filter(|m| m.complete && m.state.is_primary());
-            mirror.is_some_and(|m| m.mirror_peer_uuids.contains(&*ctx.remote_peer_uuid))
-        };
-        if let Some(newest) = header.snapshots.values().rev().find(waits_for_us) {
+        let made = |s: &&Snapshot| s.mirror().is_some_and(|m| m.complete && m.state.is_primary());
+        let for_us =
+            |s: &&Snapshot| s.mirror().is_some_and(|m| m.mirror_peer_uuids.contains(&*ctx.remote_peer_uuid));
+        if let Some(newest) = header.snapshots.values().rev().filter(made).find(for_us) {
             return Ok(Some(newest.id));
         }
-        let made = header.snapshots.values().any(|s| s.mirror().is_some());
-        if made && bootstrap::role(&header, "") != Role::Primary {
+        let complete = |s: &&Snapshot| s.mirror().is_some_and(|m| m.complete);
+        if let Some(newest) = header.snapshots.values().rev().find(complete).filter(made) {
+            if !link_to_peer(&remote.image, newest.id, &ctx.remote_peer_uuid).await? {
+                waits_for = UNKNOWN_TO_REMOTE;
+            }
+        } else if header.snapshots.values().any(|s| s.mirror().is_some())
+            && bootstrap::role(&header, "") != Role::Primary
+        {
+            waits_for = "remote image is not primary";
             break;
         }
-        ctx.publish(
-            Report::new(StatusState::Unknown, "waiting for the first mirror-snapshot"),
-            remote.image.name(),
-        );
+        ctx.publish(Report::new(StatusState::Unknown, waits_for), remote.image.name());
         tokio::select! {
             () = ctx.cancel.cancelled() => return Ok(None),
             () = tokio::time::sleep(FIRST_SNAPSHOT_INTERVAL) => {}
         }
         header = remote.image.read_header().await?;
     }
-    ctx.publish(Report::new(StatusState::Unknown, "remote image is not primary"), remote.image.name());
+    ctx.publish(Report::new(StatusState::Unknown, waits_for), remote.image.name());
     Ok(None)
 }

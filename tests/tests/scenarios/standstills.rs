@@ -1,8 +1,10 @@
-//! What copies must not stand still at: a limit on snapshots; and what they have no more of than they need when they do stand
-//! still.
+//! What copies must not stand still at: a demotion while a resync is asked for or under way, snapshots that were made for no
+//! site, a limit on snapshots; and what they have no more of than they need when they do stand still.
 
 use anyhow::{Context, Result, ensure};
-use tests::Extents;
+use serde_json::Value;
+use tests::two_clusters::Direction;
+use tests::{Cluster, Extents, MirrorDaemon, Signal};
 
 use crate::common::{LIMIT, MIB, Stage, scattered, until};
 use crate::content;
@@ -34,6 +36,47 @@ async fn expect_caught_up(stage: &Stage, image: &str) -> Result<()> {
     Ok(())
 }
 
+/// A copy that was promoted by force and written to is to be made a copy again, which the daemon begins.
+async fn begin_resync(stage: &Stage, daemon: &mut MirrorDaemon, image: &str) -> Result<()> {
+    let (b, spec) = (&stage.clusters.b, stage.spec(image));
+    b.rbd(&["mirror", "image", "promote", "--force", &spec]).await?;
+    b.apply(&spec, Extents::default().fill(0, SIZE, 2)).await?;
+    b.rbd(&["mirror", "image", "demote", &spec]).await?;
+    stage.state(b, image, "up+error").await?;
+    b.rbd(&["mirror", "image", "resync", &spec]).await?;
+    stage.stop_half_way(daemon, image).await
+}
+
+/// The primary is demoted after a resync of its copy was requested, and in the midst of one: what was written before the
+/// demotion arrives, and the copy is promoted without force.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_is_demoted_although_a_resync_is_due() -> Result<()> {
+    let stage = Stage::set("demoted-resync").await?;
+    let (a, b) = (&stage.clusters.a, &stage.clusters.b);
+    let mut daemon = stage.daemon(b).await?;
+    copied(&stage, "requested").await?;
+    copied(&stage, "under-way").await?;
+    let write_and_demote = async |image: &str| -> Result<()> {
+        let spec = stage.spec(image);
+        a.apply(&spec, Extents::default().random(&scattered(3, 100, 0..SIZE))).await?;
+        a.rbd(&["mirror", "image", "demote", &spec]).await?;
+        Ok(())
+    };
+
+    begin_resync(&stage, &mut daemon, "under-way").await?;
+    write_and_demote("under-way").await?;
+    daemon.kill(Signal::SIGCONT);
+    expect_caught_up(&stage, "under-way").await.context("demoted in the midst of a resync")?;
+    daemon.stop(LIMIT).await?;
+
+    write_and_demote("requested").await?;
+    b.rbd(&["mirror", "image", "resync", &stage.spec("requested")]).await?;
+    let mut daemon = stage.daemon(b).await?;
+    expect_caught_up(&stage, "requested").await.context("demoted after a resync was requested")?;
+    daemon.stop(LIMIT).await?;
+    stage.strike().await
+}
+
 /// With its primary demoted, a copy keeps the one mirror-snapshot that it can be promoted at.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_demotion_leaves_one_mirror_snapshot() -> Result<()> {
@@ -43,6 +86,60 @@ async fn a_demotion_leaves_one_mirror_snapshot() -> Result<()> {
     stage.sync("image").await?;
     stage.clusters.a.rbd(&["mirror", "image", "demote", &stage.spec("image")]).await?;
     expect_caught_up(&stage, "image").await?;
+    daemon.stop(LIMIT).await?;
+    stage.strike().await
+}
+
+async fn remove_peers(cluster: &Cluster, pool: &str) -> Result<()> {
+    let info = cluster.rbd_json(&["mirror", "pool", "info", pool]).await?;
+    for peer in info["peers"].as_array().into_iter().flatten() {
+        let uuid = peer["uuid"].as_str().context("a peer without uuid")?;
+        cluster.rbd(&["mirror", "pool", "peer", "remove", pool, uuid]).await?;
+    }
+    Ok(())
+}
+
+/// The peer is removed and added again while copies are behind, one of them by a demotion, and an image is enabled in
+/// between: all of them arrive, without another mirror-snapshot.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_is_removed_and_added_again() -> Result<()> {
+    let stage = Stage::set("peer-again").await?;
+    let (a, b) = (&stage.clusters.a, &stage.clusters.b);
+    let mut daemon = stage.daemon(b).await?;
+    copied(&stage, "behind").await?;
+    copied(&stage, "demoted").await?;
+    daemon.stop(LIMIT).await?;
+    for image in ["behind", "demoted"] {
+        let spec = stage.spec(image);
+        a.apply(&spec, Extents::default().random(&scattered(4, 100, 0..SIZE))).await?;
+        let action = if image == "behind" { "snapshot" } else { "demote" };
+        a.rbd(&["mirror", "image", action, &spec]).await?;
+    }
+    for cluster in [a, b] {
+        remove_peers(cluster, &stage.pool).await?;
+    }
+    let spec = stage.spec("between");
+    a.create_image(&spec, SIZE, &[]).await?;
+    a.apply(&spec, Extents::default().fill(0, MIB, 5)).await?;
+    stage.enable("between").await?;
+    stage.clusters.connect_peers(&stage.pool, Direction::Both).await?;
+
+    let images = ["behind", "demoted", "between"];
+    let mut made = Vec::new();
+    for image in images {
+        made.push(a.mirror_snapshots(&stage.spec(image)).await?.last().map(|newest| newest.id));
+    }
+    let mut daemon = stage.daemon(b).await?;
+    for (image, newest) in images.into_iter().zip(made) {
+        let newest = newest.with_context(|| format!("{image} has no mirror-snapshot"))?;
+        stage.arrived(image, newest).await.context(image)?;
+        let now = a.mirror_snapshots(&stage.spec(image)).await?.last().map(|newest| newest.id);
+        ensure!(now == Some(newest), "{image}: another mirror-snapshot was made");
+    }
+    for image in ["behind", "between"] {
+        stage.state(b, image, "up+replaying").await?;
+        stage.sync(image).await.context(image)?;
+    }
     daemon.stop(LIMIT).await?;
     stage.strike().await
 }
@@ -82,6 +179,34 @@ async fn a_snapshot_limit_at_the_copy_holds_nothing_up() -> Result<()> {
     stage.sync("image").await?;
     has_limit(Some(6)).await?;
     until("superseded snapshots to go", async || Ok(b.mirror_snapshots(&spec).await?.len() == 1)).await?;
+    daemon.stop(LIMIT).await?;
+    stage.strike().await
+}
+
+/// Nobody is advised to demote what is demoted; and that a resync waits for a primary is not "all is synced".
+#[tokio::test(flavor = "multi_thread")]
+async fn a_split_brain_and_its_resync_say_what_is_so() -> Result<()> {
+    let stage = Stage::set("split-words").await?;
+    let (a, b) = (&stage.clusters.a, &stage.clusters.b);
+    let spec = stage.spec("image");
+    let mut daemon = stage.daemon(b).await?;
+    copied(&stage, "image").await?;
+    b.rbd(&["mirror", "image", "promote", "--force", &spec]).await?;
+    b.rbd(&["mirror", "image", "demote", &spec]).await?;
+    let describes =
+        |status: &Value, word: &str| status["description"].as_str().is_some_and(|d| d.contains(word));
+    let status = stage.state(b, "image", "up+error").await?;
+    ensure!(describes(&status, "split-brain") && !describes(&status, "demote this image"), "{status}");
+    a.rbd(&["mirror", "image", "demote", &spec]).await?;
+    b.rbd(&["mirror", "image", "resync", &spec]).await?;
+    until("the request to be noticed", async || {
+        Ok(describes(&b.mirror_status(&spec).await?, "resync requested"))
+    })
+    .await?;
+    ensure!(!describes(&b.mirror_status(&spec).await?, "remote image is not primary"));
+    a.rbd(&["mirror", "image", "promote", &spec]).await?;
+    until("the resync to be over", async || Ok(!is_resync_requested(b, &spec).await?)).await?;
+    stage.sync("image").await?;
     daemon.stop(LIMIT).await?;
     stage.strike().await
 }

@@ -448,7 +448,8 @@ fn describe(stop: &Stop) -> (StatusState, String) {
         Stop::SplitBrain(why) => (
             StatusState::Error,
             format!(
-                "split-brain detected: {why}; demote this image and run 'rbd mirror image resync' to follow the remote one"
+                "split-brain detected: {why}; 'rbd mirror image resync' of this image gives up what it holds and makes it \
+                 a copy of the remote one"
             ),
         ),
         Stop::StrangeClient => (
