@@ -10,6 +10,8 @@
 //!
 //! Journal mode: snapshots of users, which are replayed in order with the writes: the newest that both have by its name.
 
+use std::collections::BTreeMap;
+
 use rados::SnapId;
 use rbd::{ImageHeader, MirrorSnapshotState, Snapshot, SnapshotNamespace};
 use serde::{Serialize, Serializer};
@@ -40,11 +42,17 @@ fn snap<S: Serializer>(snap: &SnapId, serializer: S) -> Result<S::Ok, S::Error> 
 impl Pair {
     /// True when both headers still have the pair, and the copy still holds its point where it did.
     pub fn is_in(&self, primary: &ImageHeader, copy: &ImageHeader) -> bool {
-        let there = primary.snapshots.contains_key(&self.primary_snap)
-            && copy.snapshots.contains_key(&self.copy_snap);
+        let there = has(&primary.snapshots, self.primary_snap) && has(&copy.snapshots, self.copy_snap);
         let next = copy.next_snapshot(self.copy_snap);
         there && (self.read_copy_at == self.copy_snap || self.read_copy_at == next)
     }
+}
+
+/// True when the snapshot is there, and not on its way out. In the trash it may be: then its objects go one by one, which
+/// looks as if they had never been, perhaps on both sides.
+fn has(snapshots: &BTreeMap<SnapId, Snapshot>, snap: SnapId) -> bool {
+    let in_trash = |s: &Snapshot| matches!(s.namespace, SnapshotNamespace::Trash { .. });
+    snapshots.get(&snap).is_some_and(|snapshot| !in_trash(snapshot))
 }
 
 /// What is known of one of the two images.
@@ -123,4 +131,31 @@ fn common_user_snapshot(primary: &ImageHeader, copy: &ImageHeader) -> Option<Pai
             })
         })
         .next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rbd::{ImageFlags, ProtectionStatus, Timestamp};
+
+    #[test]
+    fn a_snapshot_that_is_being_removed_proves_nothing() {
+        let snapshot = |namespace| Snapshot {
+            id: SnapId(1),
+            name: "snap".into(),
+            namespace,
+            image_size: 1,
+            timestamp: Timestamp::default(),
+            child_count: 0,
+            protection: ProtectionStatus::Unprotected,
+            parent: None,
+            flags: ImageFlags(0),
+        };
+        let trash = SnapshotNamespace::Trash { original_name: "snap".into(), original_namespace_type: 0 };
+        for (namespace, expected) in [(SnapshotNamespace::User, true), (trash, false)] {
+            let snapshots = BTreeMap::from([(SnapId(1), snapshot(namespace))]);
+            assert_eq!(has(&snapshots, SnapId(1)), expected);
+        }
+        assert!(!has(&BTreeMap::new(), SnapId(1)));
+    }
 }
