@@ -25,7 +25,7 @@ use crate::budget::{Part, Share};
 use crate::checksum::{Compared, Comparison};
 use crate::diff::Reason;
 use crate::object_plan::{Action, Local, WriteFrame, actions, read_of, state_after};
-use crate::snapset::{Change, DisorderedClones, StepDelta, deltas};
+use crate::snapset::{Change, DisorderedClones, StepDelta, deltas, size_at};
 use crate::steps::{CopyStep, CopySteps};
 
 /// Most bytes that the steps of one object have read at the same time.
@@ -142,9 +142,10 @@ pub struct ObjectCopier {
     /// The local image has (or had at one of the steps) a parent: absent objects are not zeros.
     pub has_parent: bool,
     /// A local object that is absent first gets existence in all older local snapshots, with the bytes that it has at
-    /// this remote snapshot, which one of them is a copy of. For clones with the deep-flatten feature: their snapshots
-    /// lose the parent together with the head, as the primary's do, whose objects were copied up in the same way.
-    pub copy_up_at: Option<SnapId>,
+    /// the first of these remote snapshots at which it exists; they are what older local ones are copies of. For clones with
+    /// the deep-flatten feature: their snapshots lose the parent together with the head, as the primary's do, whose objects
+    /// were copied up in the same way. One of several is not enough: when it is removed it shows objects as absent.
+    pub copy_up_at: Vec<SnapId>,
     /// The image's part of the bound on bytes in memory.
     pub budget: Part,
     /// Stops copies between two requests.
@@ -178,9 +179,9 @@ impl ObjectCopier {
     ) -> Result<Copied, CopyError> {
         let names = (self.remote.object(object), self.local.object(object));
         let ready = ready.shared();
-        let known = match self.copy_up_at {
-            Some(snap) => self.copy_up(&names, snap, known, ready.clone()).await?,
-            None => known,
+        let known = match self.copy_up_at.is_empty() {
+            true => known,
+            false => self.copy_up(&names, known, ready.clone()).await?,
         };
         let alone = self.method == Method::Replay && self.steps.steps().len() == 1;
         let direct = alone && (reason == Reason::Whole || self.steps.start().is_none());
@@ -196,11 +197,11 @@ impl ObjectCopier {
     }
 
     /// Gives an absent object existence in all local snapshots: written under a context that preserves none of them, it
-    /// shows in each. What they showed until now came from the parent, and is what the remote object holds at `snap`.
+    /// shows in each. What they showed until now came from the parent, and is what the remote object holds at those that
+    /// they are copies of.
     async fn copy_up(
         &self,
         (remote, local): &(String, String),
-        snap: SnapId,
         known: Local,
         ready: impl Future<Output = Result<(), rados::Error>>,
     ) -> Result<Local, CopyError> {
@@ -215,7 +216,7 @@ impl ObjectCopier {
             return Ok(known);
         }
         let mut share = self.share(self.object_size).await?;
-        let read = share.while_reading(self.read_all(remote, snap)).await?;
+        let read = share.while_reading(self.read_at_first(remote, &self.copy_up_at)).await?;
         let Some((size, reads)) = read else { return Ok(known) };
         ready.await.map_err(CopyError::Local)?;
         self.check_cancelled()?;
@@ -231,6 +232,27 @@ impl ObjectCopier {
             }
             Err(error) => Err(CopyError::Local(error)),
         }
+    }
+
+    /// All of a remote object at the first of `snaps` at which it exists, and its size; `None` when there is none.
+    async fn read_at_first(
+        &self,
+        remote: &str,
+        snaps: &[SnapId],
+    ) -> Result<Option<(u64, Vec<Read>)>, CopyError> {
+        let Some((first, others)) = snaps.split_first() else { return Ok(None) };
+        let read = self.read_all(remote, *first).await?;
+        if read.is_some() || others.is_empty() {
+            return Ok(read);
+        }
+        let Some(set) = self.list(remote).await? else { return Ok(None) };
+        for snap in others.iter().filter(|snap| size_at(&set, **snap, self.object_size).is_some()) {
+            let read = self.read_all(remote, *snap).await?;
+            if read.is_some() {
+                return Ok(read);
+            }
+        }
+        Ok(None)
     }
 
     /// All of a remote object at a snapshot, and its size; `None` when it does not exist there.

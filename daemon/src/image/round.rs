@@ -23,7 +23,7 @@ use rbd::header_update::HeaderUpdate;
 use rbd::image_state::{read_image_state, resync_key};
 use rbd::mirroring::MirrorImageMode;
 use rbd::rollback::undo_later_writes;
-use rbd::{Features, snapshots};
+use rbd::{Features, Snapshot, snapshots};
 use snapshot::begin::{self, Begun};
 use snapshot::commit;
 use snapshot::history::{NotedHistory, read_history};
@@ -321,17 +321,18 @@ impl Session<'_> {
         Pair { local: &self.local, remote: &self.remote }
     }
 
-    /// A remote snapshot that an older local one copies, when objects that come into existence must be whole in older
+    /// Remote snapshots that older local ones are copies of, when objects that come into existence must be whole in older
     /// snapshots, too: with the deep-flatten feature these lose their parent when the head does.
-    fn copy_up_at(&self, begun: &Begun) -> Option<SnapId> {
-        if self.local.header.parent_spec.is_none() || !self.local.header.features.has(Features::DEEP_FLATTEN)
-        {
-            return None;
-        }
-        let link = self.local.header.snapshots.get(&begun.local_end)?.mirror()?;
-        let first = begun.steps.steps().first()?.local;
-        let older = link.snap_seqs.iter().filter(|(_, local)| **local < first);
-        older.map(|(remote, _)| *remote).find(|remote| self.remote.header.snapshots.contains_key(remote))
+    fn copy_up_at(&self, begun: &Begun) -> Vec<SnapId> {
+        let deep_clone =
+            self.local.header.parent_spec.is_some() && self.local.header.features.has(Features::DEEP_FLATTEN);
+        let link = self.local.header.snapshots.get(&begun.local_end).and_then(Snapshot::mirror);
+        let (true, Some(link), Some(first)) = (deep_clone, link, begun.steps.steps().first()) else {
+            return Vec::new();
+        };
+        let older = link.snap_seqs.iter().filter(|(_, local)| **local < first.local);
+        let there = older.filter(|(remote, _)| self.remote.header.snapshots.contains_key(remote));
+        there.map(|(remote, _)| *remote).collect()
     }
 
     /// Stores how far the copy is in the local mirror-snapshot, as Ceph's daemon does.

@@ -73,7 +73,7 @@ impl World {
                 comparison: Comparison::default(),
                 resumed,
                 has_parent: false,
-                copy_up_at: None,
+                copy_up_at: Vec::new(),
                 budget: Budget::new(64 << 10).part(),
                 cancel: cancel.clone(),
             },

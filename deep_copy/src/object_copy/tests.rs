@@ -223,7 +223,7 @@ impl World {
             comparison: self.comparison.clone(),
             resumed,
             has_parent: self.parent.is_some(),
-            copy_up_at: None,
+            copy_up_at: Vec::new(),
             budget: crate::budget::Budget::new(1 << 20).part(),
             cancel: CancellationToken::new(),
         }
@@ -376,6 +376,31 @@ fn play(parent: Option<Vec<u8>>, rounds: &[Round]) {
                 None => dirty = true,
             }
         }
+    });
+}
+
+/// The snapshots of a clone that is flattened deeply must hold an object of their own, also when one of those that show its
+/// bytes at the primary is being removed.
+#[test]
+fn a_copy_up_reaches_all_older_snapshots_while_one_is_removed() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async {
+        let mut world = World::new(Some(vec![7; 20]));
+        [Kind::User, Kind::User, Kind::Mirror].into_iter().for_each(|kind| world.snapshot(kind));
+        for known in &mut world.snaps {
+            known.local = Some(world.local.new_snap());
+        }
+        let [removed, kept, start] = [0, 1, 2].map(|at| world.snaps[at].clone());
+        world.happen(&Event::CopyUp(3, 9)).await;
+        world.snapshot(Kind::Mirror);
+        world.snaps[3].local = Some(world.local.new_snap());
+        world.remote.remove_snap(removed.remote);
+        let mut copier = world.copier(Some(start.remote), Method::Replay, false);
+        copier.copy_up_at = vec![removed.remote, kept.remote];
+        copier.copy(OBJECT, Local::Absent, Reason::Doubt, async { Ok(()) }).await.unwrap();
+        let local = world.local.object("l.0000000000000000");
+        assert_eq!(local.bytes_at(kept.local.unwrap()), Some(&[7; 20][..]));
+        world.check_all(world.snaps[1..].iter());
     });
 }
 

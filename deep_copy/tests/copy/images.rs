@@ -105,7 +105,7 @@ impl Mirrored {
                 comparison: Comparison::default(),
                 resumed: false,
                 has_parent: local_header.parent.is_some(),
-                copy_up_at: None,
+                copy_up_at: Vec::new(),
                 budget: Budget::new(32 << 20).part(),
                 cancel: CancellationToken::new(),
             },

@@ -145,7 +145,7 @@ impl World {
                 comparison: Comparison::default(),
                 resumed,
                 has_parent: false,
-                copy_up_at: None,
+                copy_up_at: Vec::new(),
                 budget: Budget::new(4 << 20).part(),
                 cancel: CancellationToken::new(),
             },

@@ -318,7 +318,7 @@ impl Session<'_> {
                 resumed: begun.resumed,
                 has_parent: pair.local.header.parent_spec.is_some(),
                 // No local snapshot is older than the copy but those that are of no use any more.
-                copy_up_at: None,
+                copy_up_at: Vec::new(),
                 budget: self.ctx.shared.budget.part(),
                 cancel,
             },
