@@ -27,8 +27,8 @@ pub(crate) enum ParentCheck {
 
 impl Pool {
     /// Begins to mirror an image; no error when it is mirrored in that mode already. EINVAL when the pool or namespace is
-    /// not in image mode, when its parent is not mirrored, or when it is mirrored in another mode; EROFS when its lock
-    /// cannot be got.
+    /// not in image mode, when its parent is not mirrored, when it is in migration, or when it is mirrored in another mode;
+    /// EROFS when its lock cannot be got.
     pub async fn enable(&self, image: &str, mode: MirrorImageMode) -> Result<()> {
         let what = || format!("cannot enable mirroring of image '{}'", self.image_spec(image));
         self.require_image_mode().await.context(what())?;
@@ -53,6 +53,7 @@ impl Pool {
 
 impl Session {
     pub(crate) async fn enable(&mut self, mode: MirrorImageMode, parents: ParentCheck) -> Result<()> {
+        self.header().refuse_in_migration()?;
         self.refuse_unmirrored_parent(parents).await?;
         let refuse = |why: &str| Err(Error::new(libc::EINVAL, why));
         match self.pool.mirroring().image(self.image().id()).await? {

@@ -120,6 +120,11 @@ impl Pool {
             if !header.features.has(Features::JOURNALING) {
                 return Ok(());
             }
+            if let Err(error) = header.refuse_in_migration() {
+                // Committing the migration enables mirroring in a pool of this mode.
+                tracing::warn!("{}", error.context(what()));
+                return Ok(());
+            }
             let session = Session::open_id(self, &id, &name).await.context(what())?;
             let (mode, parents) = (MirrorImageMode::Journal, ParentCheck::OtherPools);
             session.run(async |session| session.enable(mode, parents).await).await.context(what())

@@ -140,6 +140,20 @@ impl ImageHeader {
         newer.map(|(id, _)| *id).next().unwrap_or(SnapId::HEAD)
     }
 
+    /// EINVAL while the image is in migration, as source or destination. Data of the destination then still lies in the
+    /// source, where whoever reads objects natively does not find it; and the source is not written to any more.
+    pub fn refuse_in_migration(&self) -> Result<()> {
+        if !self.features.has(Features::MIGRATING) {
+            return Ok(());
+        }
+        let what = format!(
+            "image {} is being migrated and part of its data may lie in another image: finish the migration with 'rbd \
+             migration execute' and 'rbd migration commit' or undo it with 'rbd migration abort'",
+            self.id
+        );
+        Err(Error::new(libc::EINVAL, what))
+    }
+
     /// Number of data objects of the head.
     pub fn object_count(&self) -> u64 {
         self.layout.object_count(self.size)

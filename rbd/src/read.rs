@@ -49,11 +49,13 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// A reader of `image` at `snap`. ENOENT when the snapshot, or one that it is a clone of, is gone.
+    /// A reader of `image` at `snap`. ENOENT when the snapshot, or one that it is a clone of, is gone; EINVAL when one of
+    /// the images is in migration.
     pub async fn open(image: &Image, header: &ImageHeader, snap: SnapId) -> Result<Reader> {
         let mut layers = Vec::new();
         let (mut image, mut header, mut snap) = (image.clone(), header.clone(), snap);
         while layers.len() < DEPTH_MAX {
+            header.refuse_in_migration()?;
             let gone = || Error::new(libc::ENOENT, format!("image {} has no snapshot {snap}", image.id()));
             let size = header.size_at(snap).ok_or_else(gone)?;
             let parent = header.parent_at(snap).cloned();

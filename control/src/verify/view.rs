@@ -93,8 +93,10 @@ impl Digest {
 }
 
 impl View {
-    /// Looks at `image`, whose header was read, at `snap`; reads the headers of its parents.
+    /// Looks at `image`, whose header was read, at `snap`; reads the headers of its parents. EINVAL when one of them is in
+    /// migration.
     pub async fn open(image: &Image, header: &ImageHeader, snap: SnapId) -> Result<View> {
+        header.refuse_in_migration()?;
         let missing = |snap: SnapId| {
             rados::Error::new(libc::ENOENT, format!("image {} has no snapshot {snap}", image.id()))
         };
@@ -109,6 +111,7 @@ impl View {
             let ioctx = image.header_ioctx().with_pool(parent.pool).with_namespace(&parent.namespace);
             let (image, header) =
                 Image::open(&ioctx, &parent.image).await.context("cannot open the parent image")?;
+            header.refuse_in_migration()?;
             let next = header.parent_at(parent.snap).cloned();
             layers.push(Layer { image, snap: parent.snap, parent: next });
         }

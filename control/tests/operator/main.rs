@@ -17,6 +17,7 @@ tests::run_scenarios!(
         refusals::of_images_that_are_not_mirrored,
         refusals::of_pools_in_other_modes,
         refusals::of_clones,
+        refusals::of_images_in_migration,
         refusals::of_whole_pools_with_clones,
         pools::all_at_once,
         pools::a_namespace,

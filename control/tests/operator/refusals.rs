@@ -1,8 +1,10 @@
 //! What is refused, and what is granted though there is nothing to do: as the stock `rbd` does, with its error numbers.
 
 use anyhow::{Context, Result, ensure};
+use control::verify::{Progress, Subject, verify};
 use control::{Options, Pool};
 use rbd::mirroring::{MirrorImageMode, MirrorMode};
+use tokio::sync::watch;
 
 use crate::world::{World, expect_same_refusal};
 
@@ -114,6 +116,48 @@ pub async fn of_clones(world: &World) -> Result<()> {
         pool.disable("clone", false).await?;
         pool.disable("parent", false).await?;
     }
+    Ok(())
+}
+
+/// Images in migration: their mirroring cannot be enabled, and nothing is proved of them nor of their clones.
+pub async fn of_images_in_migration(world: &World) -> Result<()> {
+    let name = world.mirrored_pool().await?;
+    let (stock, pool) = (&world.a.stock, world.a.pool(&name).await?);
+    let [source, moved, clone] = ["source", "moved", "clone"].map(|image| format!("{name}/{image}"));
+    world.a.image(&source, &[]).await?;
+    stock.snap_create(&format!("{source}@base")).await?;
+    stock.clone_image(&format!("{source}@base"), &clone, 2).await?;
+    stock.rbd(&["migration", "prepare", &source, &moved]).await?;
+    for mode in [MirrorImageMode::Snapshot, MirrorImageMode::Journal] {
+        let enable = stock.rbd(&["mirror", "image", "enable", &moved, &mode.to_string()]).await;
+        let ours = pool.enable("moved", mode).await;
+        ensure!(ours.as_ref().is_err_and(|error| error.to_string().contains("being migrated")), "{ours:?}");
+        expect_same_refusal(enable, ours)?;
+    }
+    ensure!(!pool.image_info("moved").await?.is_enabled(), "a refused enabling changed something");
+
+    let subject = async |image: &str| -> Result<Subject> {
+        let info = pool.image_info(image).await?;
+        Ok(Subject { ioctx: pool.ioctx().clone(), id: info.id, mirror_uuid: String::new() })
+    };
+    for image in ["moved", "clone"] {
+        // Both have their user snapshots in common with themselves.
+        stock.snap_create(&format!("{name}/{image}@here")).await?;
+        let subject = subject(image).await?;
+        let (progress, _) = watch::channel(Progress::default());
+        let found = verify(&subject, &subject, &Default::default(), &progress).await;
+        ensure!(
+            found.as_ref().is_err_and(|error| error.to_string().contains("being migrated")),
+            "{image}: {found:?}"
+        );
+    }
+    stock.rbd(&["migration", "execute", "--no-progress", &moved]).await?;
+    stock.rbd(&["migration", "commit", "--force", "--no-progress", &moved]).await?;
+    pool.enable("moved", MirrorImageMode::Snapshot).await?;
+    let subject = subject("moved").await?;
+    let (progress, _) = watch::channel(Progress::default());
+    let found = verify(&subject, &subject, &Default::default(), &progress).await?;
+    ensure!(found.equal, "{found:?}");
     Ok(())
 }
 

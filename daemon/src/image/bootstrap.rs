@@ -53,7 +53,7 @@ pub async fn is_pair(ctx: &ImageContext, local: &ImageId, remote: &ImageId) -> b
 }
 
 /// Opens an image; `None` when there is none. ENOSYS when it has a feature that this program does not know, and so may
-/// hold something that it would not copy.
+/// hold something that it would not copy; EINVAL while it is in migration.
 pub async fn open(ioctx: &IoCtx, id: &ImageId) -> Result<Option<OpenImage>> {
     let opened = Image::open(ioctx, id).await.optional()?;
     if let Some((image, header)) = &opened
@@ -66,7 +66,15 @@ pub async fn open(ioctx: &IoCtx, id: &ImageId) -> Result<Option<OpenImage>> {
         );
         return Err(Error::new(libc::ENOSYS, what));
     }
+    if let Some((image, header)) = &opened {
+        refuse_in_migration(image.name(), header)?;
+    }
     Ok(opened.map(|(image, header)| OpenImage { image, header }))
+}
+
+/// Fails while the image called `name` is in migration.
+pub fn refuse_in_migration(name: &str, header: &ImageHeader) -> Result<()> {
+    header.refuse_in_migration().context(format!("cannot mirror image '{name}'"))
 }
 
 /// Role of an image, told from its newest mirror-snapshot.

@@ -30,11 +30,10 @@ use snapshot::prune;
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinError, JoinHandle};
 
-use super::ImageContext;
-use super::bootstrap;
 use super::lifeline::Lifeline;
 use super::remote_watch::RemoteWatch;
 use super::status::Progress;
+use super::{ImageContext, bootstrap};
 use crate::flush;
 use crate::report::Report;
 
@@ -148,6 +147,7 @@ impl<'a> Session<'a> {
     async fn follow(&mut self) -> Result<End> {
         self.finish_last_round().await?;
         loop {
+            bootstrap::refuse_in_migration(self.remote.image.name(), &self.remote.header)?;
             let marker = read_marker(&self.local.image).await?;
             let remote_marker =
                 if self.was_demoted() { read_marker(&self.remote.image).await? } else { None };

@@ -1,6 +1,7 @@
 //! Mirroring is disabled, images are removed, trashed, renamed and reconfigured: the copy follows.
 
 use anyhow::{Context, Result, ensure};
+use rbd::mirroring::{GlobalImageId, MirrorImage, MirrorImageMode, MirrorImageState, Mirroring};
 use tests::{Cluster, Extents};
 
 use crate::common::{LIMIT, MIB, Stage, ours, scattered, until};
@@ -179,5 +180,64 @@ async fn copies_wait_in_the_trash() -> Result<()> {
     let (theirs, ours) = (a.sha256(&stage.spec("mistake")).await?, b.sha256(&stage.spec("mistake")).await?);
     ensure!(theirs == ours, "what was taken back from the trash is not what was put there");
     hasty.stop(LIMIT).await?;
+    stage.strike().await
+}
+
+/// A primary is migrated while it is mirrored. In snapshot mode stock tools refuse that; in journal mode they end its
+/// mirroring for as long as the migration lasts. When it is mirrored all the same, the daemon refuses it, and copies it
+/// when the migration is committed.
+#[tokio::test(flavor = "multi_thread")]
+async fn images_in_migration_are_refused() -> Result<()> {
+    let stage = Stage::set("migration").await?;
+    let (a, b) = (&stage.clusters.a, &stage.clusters.b);
+    let (source, destination) = (stage.spec("source"), stage.spec("destination"));
+    let mut daemon = stage.daemon(b).await?;
+    let followed = stage.spec("by-snapshots");
+    a.create_image(&followed, 8 * MIB, &[]).await?;
+    stage.enable("by-snapshots").await?;
+    let refused = a.rbd(&["migration", "prepare", &followed, &stage.spec("elsewhere")]).await;
+    ensure!(refused.is_err(), "an image with mirror-snapshots can be migrated after all");
+
+    a.create_image(&source, 8 * MIB, &[]).await?;
+    a.apply(&source, Extents::default().fill(0, 8 * MIB, 1)).await?;
+    a.rbd(&["mirror", "image", "enable", &source, "journal"]).await?;
+    let content = a.sha256(&source).await?;
+    let copied = async |image: &str| -> Result<()> {
+        stage.state(b, image, "up+replaying").await?;
+        ensure!(b.sha256(&stage.spec(image)).await? == content, "the copy of {image} is another image");
+        Ok(())
+    };
+    copied("source").await?;
+
+    a.rbd(&["migration", "prepare", &source, &destination]).await?;
+    until("the copy to go with the mirroring of its primary", async || {
+        Ok(!exists(b, &stage.pool, "source").await?)
+    })
+    .await?;
+    let (image, header) = stage.a.open(&destination).await?;
+    ensure!(header.features.has(rbd::Features::MIGRATING), "the image is not in migration");
+    let mirroring = Mirroring::new(image.header_ioctx());
+    let global_id = GlobalImageId("5f1c1c6a-3a7b-4d0e-9f67-2b8c1f0d9e11".into());
+    let mut entry =
+        MirrorImage { mode: MirrorImageMode::Snapshot, global_id, state: MirrorImageState::Enabled };
+    mirroring.image_set(image.id(), &entry).await?;
+    mirroring.notify_image(entry.state, image.id(), &entry.global_id).await?;
+    until("the daemon to refuse the image in its status", async || {
+        let status = a.mirror_status(&destination).await?;
+        let there = &status["peer_sites"][0];
+        let text = there["description"].as_str().unwrap_or_default();
+        ensure!(!there["state"].as_str().is_some_and(|state| state.ends_with("replaying")), "{there}");
+        Ok(there["state"] == "up+error" && text.contains("being migrated") && !text.contains(','))
+    })
+    .await?;
+    ensure!(!exists(b, &stage.pool, "destination").await?, "an image in migration was copied");
+
+    entry.state = MirrorImageState::Disabling;
+    mirroring.image_set(image.id(), &entry).await?;
+    mirroring.image_remove(image.id()).await?;
+    a.rbd(&["migration", "execute", "--no-progress", &destination]).await?;
+    a.rbd(&["migration", "commit", "--no-progress", &destination]).await?;
+    copied("destination").await?;
+    daemon.stop(LIMIT).await?;
     stage.strike().await
 }
