@@ -1,9 +1,10 @@
-//! Makes the copy's image state what the primary's was: name, features, metadata, snapshot limit, and of its user
-//! snapshots names, protection and which of them are gone.
+//! Makes the copy's image state what the primary's was: features, metadata, snapshot limit, and of its user snapshots
+//! names, protection and which of them are gone. The image's name is not part of it: names are exchanged between images,
+//! and so follow the primary's directory.
 //!
 //! Applied when the data has been copied, and again when an image is opened, so that an interruption between the two
-//! leaves nothing behind. Every step is repeatable. A part that cannot be applied (a name that another image has, a
-//! snapshot that a local clone needs) is reported and does not hold up the others, nor the data.
+//! leaves nothing behind. Every step is repeatable. A part that cannot be applied (a snapshot that a local clone needs) is
+//! reported and does not hold up the others, nor the data.
 //!
 //! Not carried over: journaling (a copy has it from the beginning, or never), and the flags of object maps.
 //!
@@ -16,7 +17,7 @@ use rados::{Result, SnapId};
 use rbd::header_update::{self, HeaderUpdate};
 use rbd::image_state::{ImageState, SnapState};
 use rbd::snapshots::{self, Removal};
-use rbd::{Features, ProtectionStatus, SnapshotNamespace, directory, features};
+use rbd::{Features, ProtectionStatus, SnapshotNamespace, features};
 
 use rbd::image::OpenImage;
 
@@ -59,7 +60,6 @@ pub async fn apply(
         }
         other => other,
     };
-    note(rename_image(local, &state.name).await)?;
     note(update_metadata(local, state).await)?;
     note(remove_snapshots(local, counterparts, state).await)?;
     note(rename_snapshots(local, counterparts, state).await)?;
@@ -67,15 +67,6 @@ pub async fn apply(
     note(update_features(local, state.features).await)?;
     note(update_limit(local, state.snap_limit).await)?;
     Ok(left)
-}
-
-async fn rename_image(local: &OpenImage, name: &str) -> Result<()> {
-    let ioctx = local.image.header_ioctx();
-    let current = directory::name_of(ioctx, local.image.id()).await?;
-    if name.is_empty() || current.as_deref() == Some(name) {
-        return Ok(());
-    }
-    directory::rename(ioctx, local.image.id(), current.as_deref(), name).await
 }
 
 async fn update_metadata(local: &mut OpenImage, state: &ImageState) -> Result<()> {

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use rados::encoding::{Decoder, Encoder};
 use rados::error::ResultExt;
-use rados::{Error, Extent, IoCtx, Result, SnapId, WriteOp, WriteSub};
+use rados::{Error, Extent, IoCtx, ReadAnswer, ReadOp, ReadSub, Result, SnapId, WriteOp, WriteSub};
 
 use crate::layout::id_object;
 use crate::types::ImageId;
@@ -128,20 +128,38 @@ pub async fn create_id_object(ioctx: &IoCtx, name: &str, id: &ImageId) -> Result
 
 /// Removes the id object of an image, unless it belongs to another one. It is no error when there is none.
 pub async fn remove_id_object(ioctx: &IoCtx, name: &str, id: &ImageId) -> Result<()> {
-    match id_of(ioctx, name).await {
-        Ok(owner) if owner != *id => return Ok(()),
-        Err(error) if error.is_not_found() => return Ok(()),
-        // One without content, left by a creation that was cut off, can only be a leftover.
-        _ => {}
+    let what = || format!("cannot remove the id object of image '{name}'");
+    loop {
+        let read = ReadOp::new(id_object(name)).with(ReadSub::Stat).exec("rbd", "get_id", Bytes::new());
+        let version = match ioctx.read(read).await {
+            Ok(reply) if owner(&reply.answers)? != *id => return Ok(()),
+            // Another image may take the name over between reading and removing.
+            Ok(reply) => Some(reply.version),
+            Err(error) if error.is_not_found() => return Ok(()),
+            // One without content, left by a creation that was cut off, can only be a leftover.
+            Err(_) => None,
+        };
+        let remove = WriteOp::new(id_object(name));
+        let remove = version.map_or(remove.clone(), |version| remove.with(WriteSub::AssertVersion(version)));
+        match ioctx.write(remove.with(WriteSub::Remove)).await {
+            Err(error) if error.is(libc::ERANGE) || error.is(libc::EOVERFLOW) => continue,
+            removed => return removed.optional().map(drop).context(what()),
+        }
     }
-    let removed = ioctx.remove(&id_object(name)).await.optional();
-    removed.map(drop).context(format!("cannot remove the id object of image '{name}'"))
+}
+
+/// The image that an id object names.
+fn owner(answers: &[ReadAnswer]) -> Result<ImageId> {
+    match answers.get(1) {
+        Some(ReadAnswer::Data(data)) => Ok(ImageId(Decoder::new(data, "image id").string()?)),
+        _ => Err(Error::new(libc::EBADMSG, "cannot read an image id: there is no answer")),
+    }
 }
 
 /// Renames an image: new id object, directory, old id object. The image answers to its old name until the directory
 /// is changed, and to its new one from then on. `from` is its name as the caller last knew it: it lets a repetition
 /// remove the old id object that a rename cut off behind the directory left. ENOENT when the image is not in the
-/// directory, EEXIST when the new name is taken.
+/// directory, EEXIST when the new name is taken, ESTALE when somebody else renamed the image meanwhile.
 pub async fn rename(ioctx: &IoCtx, id: &ImageId, from: Option<&str>, to: &str) -> Result<()> {
     let what = || format!("cannot rename image {id} to '{to}'");
     let Some(name) = name_of(ioctx, id).await? else {
@@ -153,8 +171,16 @@ pub async fn rename(ioctx: &IoCtx, id: &ImageId, from: Option<&str>, to: &str) -
         }
         create_id_object(ioctx, to, id).await?;
         let renamed =
-            ioctx.exec_write(DIRECTORY_OBJECT, "rbd", "dir_rename_image", strings(&[&name, to, &id.0]));
-        renamed.await.context(what())?;
+            ioctx.exec_write(DIRECTORY_OBJECT, "rbd", "dir_rename_image", strings(&[&name, to, &id.0])).await;
+        if let Err(error) = renamed {
+            // Nobody finds the image by what may be left of the attempt, but others would find the name taken.
+            if name_of(ioctx, id).await?.as_deref() != Some(to) {
+                remove_id_object(ioctx, to, id).await?;
+            }
+            let raced = error.is_not_found() || error.is(libc::ESTALE);
+            let error = if raced { Error::new(libc::ESTALE, error.to_string()) } else { error };
+            return Err(error.context(what()));
+        }
         remove_id_object(ioctx, &name, id).await?;
     }
     match from {

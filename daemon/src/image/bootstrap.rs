@@ -22,7 +22,7 @@ use rbd::remove::{RemoveOptions, remove_image};
 use rbd::types::ParentSpec;
 use rbd::{Features, ImageId, MirrorSnapshotState, Snapshot, directory};
 
-use super::ImageContext;
+use super::{ImageContext, name};
 
 /// An image's entry in the mirroring directory of its pool and namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,8 +139,8 @@ pub async fn forget(ctx: &ImageContext, record: &Record) -> Result<()> {
 pub enum Made {
     /// It is there.
     Image(ImageId),
-    /// It is a clone, and what it is to be a clone of is not there yet.
-    AwaitsParent(String),
+    /// What it is to be a clone of is not there yet, or its name is still another copy's: a sentence that says so.
+    Awaits(String),
 }
 
 /// What a mode wants of a local image that is being made.
@@ -177,13 +177,20 @@ pub async fn create_local(
     let parent = match &remote.header.parent_spec {
         Some(spec) => match local_parent(ctx, remote, spec).await {
             Ok(parent) => Some(parent),
-            Err(ParentError::Missing(why)) => return Ok(Made::AwaitsParent(why)),
+            Err(ParentError::Missing(why)) => {
+                return Ok(Made::Awaits(format!("waiting for the copy of the parent: {why}")));
+            }
             Err(ParentError::Rados(error)) => return Err(error),
         },
         None => None,
     };
     let what = || format!("cannot make the local image '{}'", new.name);
     if let Some(taken) = directory::directory_id_of(&ctx.local, &new.name).await? {
+        if name::is_moving(ctx, &new.name, &taken).await? {
+            let why =
+                format!("waiting for the copy {taken} of another image to give up the name '{}'", new.name);
+            return Ok(Made::Awaits(why));
+        }
         let why =
             format!("{}: an image of that name ({taken}) is there already; rename or remove it", what());
         return Err(Error::new(libc::EEXIST, why));

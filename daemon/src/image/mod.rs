@@ -5,6 +5,7 @@ mod delete;
 mod half_filled;
 mod journal_mode;
 mod lifeline;
+mod name;
 mod primary;
 mod remote_image;
 mod remote_watch;
@@ -213,8 +214,8 @@ enum Attempt {
 /// How often an image is looked for that is not ready to be followed.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How often a clone looks for the copy of its parent.
-const PARENT_INTERVAL: Duration = Duration::from_millis(500);
+/// How often an image that is to be made looks for the copy of its parent, or for its name.
+const AWAITED_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Finds out in which mode an image is mirrored, and follows it. Whatever it writes locally goes through a gate of its own,
 /// so that the lock of the image is not given up before all of it was answered, however the attempt ends.

@@ -18,7 +18,7 @@ use rados::{ErrorClass, Result, SnapId};
 use rbd::exclusive_lock::{ExclusiveLock, LockOptions, LockReport, LockState};
 use rbd::header::ImageHeader;
 use rbd::header_update::HeaderUpdate;
-use rbd::image::OpenImage;
+use rbd::image::{Image, OpenImage};
 use rbd::image_state::{read_image_state, resync_key};
 use rbd::mirroring::{Mirroring, StatusState};
 use rbd::watch_notify::notify_header_update;
@@ -31,6 +31,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinError, JoinHandle};
 
 use super::lifeline::Lifeline;
+use super::name::NameFollower;
 use super::remote_watch::RemoteWatch;
 use super::status::Progress;
 use super::{ImageContext, bootstrap};
@@ -83,6 +84,9 @@ pub struct Session<'a> {
     pruning: Option<JoinHandle<Result<()>>>,
     /// To be answered when the copy has what the primary had when they were taken.
     flushing: Vec<oneshot::Sender<()>>,
+    name: NameFollower,
+    /// What of the newest image state could not be applied, as sentences, and since when.
+    not_applied: (Vec<String>, Instant),
 }
 
 impl<'a> Session<'a> {
@@ -115,6 +119,8 @@ impl<'a> Session<'a> {
             completed: Instant::now(),
             pruning: None,
             flushing: Vec::new(),
+            name: NameFollower::default(),
+            not_applied: (Vec::new(), Instant::now()),
         };
         session.remote.refresh().await?;
         Ok(session)
@@ -167,6 +173,9 @@ impl<'a> Session<'a> {
             self.note_timestamps();
             let now = map_trust::seen(self.remote.header.snapshots.values());
             let before = std::mem::replace(&mut self.seen, now);
+            if matches!(plan, Plan::Sync(_) | Plan::Idle | Plan::AwaitRemote) {
+                self.follow_name().await?;
+            }
             match plan {
                 Plan::Sync(sync) => {
                     // Rounds may follow each other for long, or wait for room, and the copy is to have no more snapshots than it
@@ -205,6 +214,7 @@ impl<'a> Session<'a> {
                     }
                 }
                 Plan::Idle | Plan::AwaitRemote => {
+                    self.retry_image_state().await?;
                     self.say_replaying();
                     flush::answer(&mut self.flushing);
                     self.do_chores(due).await?;
@@ -214,9 +224,10 @@ impl<'a> Session<'a> {
                 Plan::Idle | Plan::Stop(Stop::RemoteNotPrimary) if self.may_be_rolled_back_to().is_some() => {
                     PRUNE_DELAY
                 }
-                Plan::Idle => IDLE_CHECK_INTERVAL,
+                Plan::Idle if self.not_applied.0.is_empty() => IDLE_CHECK_INTERVAL,
                 _ => WAITING_CHECK_INTERVAL,
             };
+            let interval = self.name.retry_interval().map_or(interval, |sooner| sooner.min(interval));
             if let Some(end) = self.wait(interval).await? {
                 return Ok(end);
             }
@@ -242,8 +253,29 @@ impl<'a> Session<'a> {
         let Some(state) = state else { return Ok(()) };
         let seqs = self.local.header.snapshots.get(&link).and_then(|s| s.mirror()).map(|m| &m.snap_seqs);
         let counterparts = Counterparts::of(seqs.unwrap_or(&BTreeMap::new()), link);
-        for left in apply(&mut self.local, &counterparts, &state).await? {
+        let left = apply(&mut self.local, &counterparts, &state).await?;
+        for left in left.iter().filter(|left| !self.not_applied.0.contains(left)) {
             tracing::warn!(image = %self.ctx.global_image_id, "part of the image state cannot be applied: {left}");
+        }
+        self.not_applied = (left, Instant::now());
+        Ok(())
+    }
+
+    /// Applies the newest image state once more when a part of it could not be.
+    async fn retry_image_state(&mut self) -> Result<()> {
+        let (left, since) = &self.not_applied;
+        if left.is_empty() || since.elapsed() < WAITING_CHECK_INTERVAL {
+            return Ok(());
+        }
+        self.finish_last_round().await
+    }
+
+    /// Gives the copy the name of its primary.
+    async fn follow_name(&mut self) -> Result<()> {
+        let (local, remote) = (self.local.image.id(), self.remote.image.id());
+        let name = self.name.follow(self.ctx, local, remote).await?;
+        if let Some(name) = name.filter(|name| name != self.local.image.name()) {
+            self.local.image = Image::of(&self.ctx.local, &name, &self.local.header);
         }
         Ok(())
     }
@@ -391,7 +423,14 @@ impl<'a> Session<'a> {
         self.ctx.publish(Report::new(state, description), self.local.image.name());
     }
 
+    /// Says how far the copy is, or what about it is not as its primary is, though its data is.
     pub(super) fn say_replaying(&mut self) {
+        let not_applied = self.not_applied.0.first();
+        let not_applied =
+            not_applied.map(|left| format!("part of the image state cannot be applied: {left}"));
+        if let Some(trouble) = self.name.trouble().map(String::from).or(not_applied) {
+            return self.say(StatusState::Error, &trouble);
+        }
         let description = self.progress.describe(Instant::now());
         self.say(StatusState::Replaying, &description);
     }

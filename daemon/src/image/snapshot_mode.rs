@@ -13,7 +13,7 @@ use super::lifeline::Lifeline;
 use super::remote_image::{self, RemoteImage};
 use super::session::{End, PROMOTION_CHECK_INTERVAL, Session, UNKNOWN_TO_REMOTE, is_orphan};
 use super::{
-    Attempt, ImageContext, LOOK_INTERVAL, PARENT_INTERVAL, await_remote, delete, modes_differ, primary,
+    AWAITED_INTERVAL, Attempt, ImageContext, LOOK_INTERVAL, await_remote, delete, modes_differ, primary,
 };
 use crate::report::Report;
 
@@ -101,10 +101,9 @@ async fn create(
     let wanted = Wanted { mode: MirrorImageMode::Snapshot, at: newest };
     match bootstrap::create_local(ctx, remote, wanted, async |_| Ok(())).await? {
         Made::Image(id) => Ok(bootstrap::open(&ctx.local, &id).await?.ok_or(Duration::ZERO)),
-        Made::AwaitsParent(why) => {
-            let what = format!("waiting for the copy of the parent: {why}");
+        Made::Awaits(what) => {
             ctx.publish(Report::new(StatusState::StartingReplay, what), remote.image.name());
-            Ok(Err(PARENT_INTERVAL))
+            Ok(Err(AWAITED_INTERVAL))
         }
     }
 }

@@ -11,6 +11,7 @@
 
 mod images;
 mod instances;
+mod names;
 mod reach;
 mod side;
 pub mod trash;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rados::{IoCtx, PoolId, Result};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -124,6 +125,8 @@ impl Namespace {
         self.chores.spawn(trash::purge(self.ctx.local.clone(), self.ctx.service.clone()));
         let uuid = self.ctx.remote_pool.mirror_uuid.clone();
         self.chores.spawn(reach::watch(self.ctx.remote.clone(), uuid, self.ctx.reports.clone()));
+        let (renamed, mut renames) = mpsc::channel(1);
+        self.chores.spawn(names::watch(self.ctx.local.clone(), self.ctx.remote.clone(), renamed));
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut refreshes = interval(self.ctx.refresh_interval.max(TICK));
@@ -132,6 +135,7 @@ impl Namespace {
             tokio::select! {
                 changed = self.local.changed() => self.images.announced(changed?),
                 changed = self.remote.changed() => self.images.announced(changed?),
+                Some(renamed) = renames.recv() => self.images.announced(Some(renamed)),
                 () = sleep(GATHER), if stale => self.refresh().await?,
                 Some(ended) = self.images.ended() => ended?,
                 Ok(()) = self.orders.changed() => {

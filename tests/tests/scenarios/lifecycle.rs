@@ -241,3 +241,78 @@ async fn images_in_migration_are_refused() -> Result<()> {
     daemon.stop(LIMIT).await?;
     stage.strike().await
 }
+
+/// Images exchange names, in twos and threes and in both modes; a name that was given up goes to a new image; a name
+/// that another local image has is an error until it is free.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_are_exchanged() -> Result<()> {
+    let stage = Stage::set("exchanged").await?;
+    let (a, b) = (&stage.clusters.a, &stage.clusters.b);
+    let mut daemon = stage.daemon(b).await?;
+    let make = async |name: &str, seed: u64, mode: &str| -> Result<()> {
+        a.create_image(&stage.spec(name), 4 * MIB, &[]).await?;
+        a.apply(&stage.spec(name), Extents::default().fill(0, 4 * MIB, seed)).await?;
+        a.rbd(&["mirror", "image", "enable", &stage.spec(name), mode]).await?;
+        Ok(())
+    };
+    let mut images = vec!["s1", "s2", "s3", "j1", "j2", "j3"];
+    for (seed, name) in (1..).zip(&images) {
+        make(name, seed, if name.starts_with('s') { "snapshot" } else { "journal" }).await?;
+    }
+    let copied = async |name: &str| -> Result<bool> {
+        let status = b.mirror_status(&stage.spec(name)).await.ok();
+        let replaying = status.is_some_and(|status| status["state"] == "up+replaying");
+        Ok(replaying && b.sha256(&stage.spec(name)).await? == a.sha256(&stage.spec(name)).await?)
+    };
+    for name in &images {
+        until(&format!("{name} to be copied"), async || copied(name).await).await?;
+    }
+    let rename = async |from: &str, to: &str| -> Result<()> {
+        a.rbd(&["rename", &stage.spec(from), &stage.spec(to)]).await?;
+        Ok(())
+    };
+    for kind in ["s", "j"] {
+        let [one, two, three] = [1, 2, 3].map(|number| format!("{kind}{number}"));
+        rename(&one, "aside").await?;
+        rename(&two, &one).await?;
+        rename("aside", &two).await?;
+        for name in [&one, &two, &three] {
+            until(&format!("{name} to follow the exchange"), async || copied(name).await).await?;
+        }
+    }
+    // While nobody follows, in a circle of three; and a name that is free by then is a new image's.
+    daemon.stop(LIMIT).await?;
+    for kind in ["s", "j"] {
+        let [one, two, three] = [1, 2, 3].map(|number| format!("{kind}{number}"));
+        rename(&one, "aside").await?;
+        rename(&two, &one).await?;
+        rename(&three, &two).await?;
+        rename("aside", &three).await?;
+    }
+    make("s4", 7, "snapshot").await?;
+    rename("s4", "s5").await?;
+    rename("s3", "s4").await?;
+    make("s3", 8, "snapshot").await?;
+    images.extend(["s4", "s5"]);
+    let mut daemon = stage.daemon(b).await?;
+    for name in &images {
+        until(&format!("{name} to follow the circle"), async || copied(name).await).await?;
+    }
+    let names = b.rbd_json(&["ls", &stage.pool]).await?;
+    ensure!(names.as_array().map(Vec::len) == Some(images.len()), "other names than the primary's: {names}");
+
+    for (old, new) in [("s1", "s6"), ("j1", "j6")] {
+        b.create_image(&stage.spec(new), MIB, &[]).await?;
+        rename(old, new).await?;
+        until(&format!("the status of {old} to tell that {new} is taken"), async || {
+            let status = b.mirror_status(&stage.spec(old)).await?;
+            let text = status["description"].as_str().unwrap_or_default();
+            Ok(status["state"] == "up+error" && text.contains(new) && !text.contains(','))
+        })
+        .await?;
+        b.rbd(&["rm", "--no-progress", &stage.spec(new)]).await?;
+        until(&format!("{old} to become {new}"), async || copied(new).await).await?;
+    }
+    daemon.stop(LIMIT).await?;
+    stage.strike().await
+}

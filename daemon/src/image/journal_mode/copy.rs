@@ -132,9 +132,11 @@ impl Session<'_> {
         }
         let end = self.expect_kept(&begun)?;
         let seqs = &begun.marker.snap_seqs;
-        for left in complete(&mut self.local.image, &self.remote.image, end, seqs).await? {
+        let left = complete(&mut self.local.image, &self.remote.image, end, seqs).await?;
+        for left in &left {
             tracing::warn!(image = %self.ctx.global_image_id, "part of the image state cannot be applied: {left}");
         }
+        self.not_applied = left.into_iter().next();
         let copied = CopyMarker { copied: true, copied_below: u64::MAX, ..begun.marker };
         marker::write(&self.local.image.image, &copied).await?;
         self.replay_from(copied).await

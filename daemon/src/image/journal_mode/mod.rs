@@ -30,7 +30,7 @@ use rbd::mirroring::{MirrorImageMode, MirrorImageState, StatusState};
 use super::bootstrap::{self, Made, Record, Wanted};
 use super::lifeline::Lifeline;
 use super::remote_image::{self, RemoteImage};
-use super::{Attempt, ImageContext, LOOK_INTERVAL, PARENT_INTERVAL, await_remote, delete, modes_differ};
+use super::{AWAITED_INTERVAL, Attempt, ImageContext, LOOK_INTERVAL, await_remote, delete, modes_differ};
 use crate::report::Report;
 use session::{End, Session};
 pub(super) use wish::ResyncWish;
@@ -166,10 +166,9 @@ async fn create(
             bootstrap::enable_local(ctx, &id, MirrorImageMode::Journal).await?;
             Ok(Journalled::open(&ctx.local, &id).await?.ok_or(Duration::ZERO))
         }
-        Made::AwaitsParent(why) => {
-            let what = format!("waiting for the copy of the parent: {why}");
+        Made::Awaits(what) => {
             ctx.publish(Report::new(StatusState::StartingReplay, what), name);
-            Ok(Err(PARENT_INTERVAL))
+            Ok(Err(AWAITED_INTERVAL))
         }
     }
 }

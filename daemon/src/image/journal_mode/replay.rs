@@ -16,7 +16,7 @@ use journal::tail::{PollOptions, TailError};
 use journal::types::{ClientState, CommitPosition, EntryPosition, IMAGE_CLIENT_ID, MirrorPeer, TagTid};
 use journal::{Committer, Tail, TailOptions};
 use rados::{Error, ErrorClass, Result};
-use rbd::image::OpenImage;
+use rbd::image::{Image, OpenImage};
 use rbd::pool_metadata::pool_metadata;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -230,6 +230,7 @@ impl Session<'_> {
         let (mut applied, mut snap_seqs) = (replay.applied(), replay.snap_seqs());
         let mut progress = Progress::new(self.registered.tags.iter().cloned().collect());
         let mut look_at = Some(tokio::time::Instant::now());
+        let mut name_at = Some(tokio::time::Instant::now());
         let mut entry_at: Option<Instant> = None;
         let pools = [self.ctx.local.pool_id(), self.local.image.image.data_ioctx().pool_id()];
         let mut ticks = tokio::time::interval(REPORT_INTERVAL);
@@ -251,12 +252,19 @@ impl Session<'_> {
                     if !bootstrap::is_pair(ctx, local, remote).await {
                         return Ok(OPEN_ANEW);
                     }
+                    name_at.get_or_insert_with(tokio::time::Instant::now);
                 }
                 changed = self.lock_report.changed() => {
                     if changed.is_err() || lost(&self.lock_report.borrow().state)? {
                         return Ok(OPEN_ANEW);
                     }
-                    self.header_changed(feeder).await?;
+                    if self.header_changed(feeder).await? {
+                        name_at.get_or_insert_with(tokio::time::Instant::now);
+                    }
+                }
+                () = at(name_at) => {
+                    name_at = self.follow_name().await?;
+                    self.say_replaying(&mut progress, commits);
                 }
                 event = self.own_watch.next() => {
                     if !is_there(event) {
@@ -310,18 +318,29 @@ impl Session<'_> {
         }
     }
 
-    /// The local header was changed, by the replay or otherwise: the image may have another name or other options.
-    async fn header_changed(&mut self, feeder: &mut Feeder) -> Result<()> {
+    /// Gives the copy the name of its primary. Answers when to look again, if that is known.
+    async fn follow_name(&mut self) -> Result<Option<tokio::time::Instant>> {
+        let (local, remote) = (self.local.image.image.id(), self.remote.image.image.id());
+        let name = self.name.follow(self.ctx, local, remote).await?;
+        if let Some(name) = name.filter(|name| name != self.local.image.image.name()) {
+            self.local.image.image = Image::of(&self.ctx.local, &name, &self.local.image.header);
+        }
+        Ok(self.name.retry_interval().map(|pause| tokio::time::Instant::now() + pause))
+    }
+
+    /// The local header was changed, by the replay or otherwise: the image may have another name or other options. False
+    /// when it was looked at since.
+    async fn header_changed(&mut self, feeder: &mut Feeder) -> Result<bool> {
         let updates = self.lock_report.borrow_and_update().header_updates;
         if std::mem::replace(&mut self.updates_seen, updates) == updates {
-            return Ok(());
+            return Ok(false);
         }
         if let Some(image) = bootstrap::open(&self.ctx.local, self.local.image.image.id()).await? {
             self.local.image = image;
             self.pool_metadata = pool_metadata(&self.ctx.local).await?;
             feeder.delay = self.delay();
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Something happened to the local journal: a promotion ends the replay, and so does a wish for a resync.
@@ -356,6 +375,12 @@ impl Session<'_> {
 
     fn say_replaying(&self, progress: &mut Progress, commits: &Commits) {
         progress.copy = commits.safe();
+        let not_applied = self.not_applied.as_ref();
+        let not_applied =
+            not_applied.map(|left| format!("part of the image state cannot be applied: {left}"));
+        if let Some(trouble) = self.name.trouble().map(String::from).or(not_applied) {
+            return self.say(StatusState::Error, &trouble);
+        }
         self.say(StatusState::Replaying, &progress.describe(Instant::now()));
     }
 }

@@ -35,6 +35,7 @@ use tokio::task::JoinHandle;
 
 use super::{Journalled, yet_to_be_copied};
 use crate::image::lifeline::Lifeline;
+use crate::image::name::NameFollower;
 use crate::image::{ImageContext, bootstrap};
 use crate::report::Report;
 use crate::settings::JournalSettings;
@@ -93,6 +94,9 @@ pub(super) struct Session<'a> {
     pub(super) lifeline: &'a Lifeline,
     /// To be answered when the copy has what the remote journal had when they were taken.
     pub(super) flushing: Vec<oneshot::Sender<()>>,
+    pub(super) name: NameFollower,
+    /// What of the image state could not be applied after a copy, as a sentence.
+    pub(super) not_applied: Option<String>,
     /// The removal of sync points of the remote image.
     pub(super) tidying: Option<JoinHandle<Result<()>>>,
 }
@@ -125,6 +129,8 @@ impl<'a> Session<'a> {
             their_watch,
             lifeline,
             flushing: Vec::new(),
+            name: NameFollower::default(),
+            not_applied: None,
             tidying: None,
             local,
             remote,

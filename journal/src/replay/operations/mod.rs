@@ -152,9 +152,10 @@ impl Maintainer {
         let (ioctx, id) = (self.local.image.header_ioctx(), self.local.image.id());
         let name = directory::name_of(ioctx, id).await?;
         match directory::rename(ioctx, id, name.as_deref(), to).await {
-            // Another image here has the name: this one keeps its own, as with Ceph's daemon.
-            Err(error) if error.is(libc::EEXIST) => {
-                tracing::warn!(image = %id, "the copy keeps its name: {error}");
+            // Another image here has the name, for now or for good, or somebody else renames this one. Whoever drives the
+            // replay has the name follow the primary's directory.
+            Err(error) if error.is(libc::EEXIST) || error.is(libc::ESTALE) => {
+                tracing::debug!(image = %id, "the copy keeps its name for now: {error}");
                 Ok(())
             }
             other => other,
