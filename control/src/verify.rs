@@ -22,13 +22,14 @@ pub mod pace;
 pub mod pair;
 pub mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use rados::{Extent, IoCtx};
+use rbd::object_map::OBJECT_COUNT_MAX;
 use rbd::{Image, ImageHeader, ImageId, ObjectNumber};
 use serde::Serialize;
 use thiserror::Error;
@@ -237,7 +238,7 @@ struct Run<'a> {
     /// By object number: still to be compared.
     pending: Vec<bool>,
     /// By object number: versions that were found equal.
-    equal: Vec<Option<Versions>>,
+    equal: HashMap<u64, Versions>,
     state: Progress,
     /// How long the next batch lasts.
     batch: Duration,
@@ -270,7 +271,7 @@ impl<'a> Run<'a> {
             pair,
             views: Arc::new(views),
             pending: Vec::new(),
-            equal: Vec::new(),
+            equal: HashMap::new(),
             state: Progress::default(),
             batch: BATCH_MIN.min(options.batch_max),
             moves: 0,
@@ -279,14 +280,20 @@ impl<'a> Run<'a> {
             objects_compared: 0,
             different: BTreeMap::new(),
         };
-        run.pending = vec![true; run.object_count()];
-        run.equal = vec![None; run.object_count()];
+        run.pending = vec![true; run.object_count()?];
         run.publish();
         Ok(run)
     }
 
-    fn object_count(&self) -> usize {
-        usize::try_from(self.views.0.object_count().max(self.views.1.object_count())).unwrap_or(usize::MAX)
+    /// Number of objects to be compared. As many as an object map may tell of: the list of those that are pending is as
+    /// long.
+    fn object_count(&self) -> Result<usize, VerifyError> {
+        let objects = self.views.0.object_count().max(self.views.1.object_count());
+        if objects > OBJECT_COUNT_MAX {
+            let what = format!("{objects} objects are more than the {OBJECT_COUNT_MAX} that can be compared");
+            return Err(VerifyError::Primary(rados::Error::new(libc::EFBIG, what)));
+        }
+        Ok(objects as usize)
     }
 
     fn first_pending(&self) -> Option<u64> {
@@ -307,7 +314,7 @@ impl<'a> Run<'a> {
                     break;
                 };
                 let (views, pace) = (self.views.clone(), self.options.pace.clone());
-                let equal = self.equal[object as usize];
+                let equal = self.equal.get(&object).copied();
                 tasks.push(async move {
                     let number = ObjectNumber(object);
                     let outcome = compare::object(&views.0, &views.1, number, equal, &pace).await;
@@ -334,7 +341,7 @@ impl<'a> Run<'a> {
             self.objects_compared += u64::from(!outcome.known);
             match outcome.ranges.is_empty() {
                 true => {
-                    self.equal[object as usize] = outcome.of;
+                    self.found_equal(object, outcome.of);
                     self.different.remove(&object);
                 }
                 false => _ = self.different.insert(object, self.difference(object, &outcome.ranges)),
@@ -342,6 +349,13 @@ impl<'a> Run<'a> {
         }
         self.publish();
         settled
+    }
+
+    fn found_equal(&mut self, object: u64, versions: Option<Versions>) {
+        match versions {
+            Some(versions) => _ = self.equal.insert(object, versions),
+            None => _ = self.equal.remove(&object),
+        }
     }
 
     fn difference(&self, object: u64, ranges: &[Extent]) -> Difference {
@@ -368,18 +382,18 @@ impl<'a> Run<'a> {
         for (object, outcome) in found {
             self.objects_compared += u64::from(!outcome.known);
             if outcome.certain && outcome.ranges.is_empty() {
-                self.equal[object as usize] = outcome.of;
+                self.found_equal(object, outcome.of);
             }
         }
         self.views = Arc::new(views);
         self.sides = sides;
         self.pair = pair;
         self.moves += 1;
-        let count = self.object_count();
+        let count = self.object_count()?;
         self.pending = vec![true; count];
-        self.equal.resize(count, None);
+        self.equal.retain(|object, _| *object < count as u64);
         if !(same_parents && same_sizes) {
-            self.equal.fill(None);
+            self.equal.clear();
         }
         self.different.retain(|object, _| *object < count as u64);
         self.publish();

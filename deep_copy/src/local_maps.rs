@@ -6,10 +6,13 @@
 use rados::{ErrorClass, Result, SnapId};
 use rbd::image::OpenImage;
 use rbd::object_map::ObjectState;
-use rbd::{Features, ImageFlags, snapshots};
+use rbd::{Features, ImageFlags, limits, snapshots};
 
 use crate::object_map_sync::MapSync;
 use crate::steps::CopySteps;
+
+/// Maps that are made at the same time.
+const MAPS_IN_FLIGHT: usize = 4;
 
 /// Gives each of `snaps` the head's object map, cut to its size in bytes and with everything clean: the head equals
 /// the snapshot before. The copy corrects them.
@@ -23,16 +26,22 @@ pub async fn copy_head_map(local: &OpenImage, snaps: &[(SnapId, u64)]) -> Result
         Err(error) if error.class() == ErrorClass::Permanent => return Ok(()),
         Err(error) => return Err(error),
     };
-    let copies = snaps.iter().map(|(snap, size)| {
-        let mut map = head.clone();
-        map.resize(local.header.layout.object_count(*size));
-        if local.header.features.has(Features::FAST_DIFF) {
-            map.snap_add();
+    // Of large images a map takes tens of megabytes, and there may be many snapshots.
+    for snaps in snaps.chunks(MAPS_IN_FLIGHT) {
+        let mut copies = Vec::new();
+        for (snap, size) in snaps {
+            limits::judge_size(&local.header.layout, local.header.features, *size)?;
+            let mut map = head.clone();
+            map.resize(local.header.layout.object_count(*size));
+            if local.header.features.has(Features::FAST_DIFF) {
+                map.snap_add();
+            }
+            let object = local.image.object_map(*snap);
+            copies.push(async move { object.save(&map).await });
         }
-        let object = local.image.object_map(*snap);
-        async move { object.save(&map).await }
-    });
-    futures::future::try_join_all(copies).await.map(drop)
+        futures::future::try_join_all(copies).await?;
+    }
+    Ok(())
 }
 
 /// While it is being filled the head has room for every object of every step; the commit cuts its map.

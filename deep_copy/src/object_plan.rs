@@ -26,7 +26,7 @@
 //! Reference: `src/librbd/deep_copy/ObjectCopyRequest.cc`; `assert_snapc_seq` of `src/cls/rbd/cls_rbd.cc` (`u64
 //! snapc_seq`, `u8` 0: greater than the object's).
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use rados::encoding::Encoder;
 use rados::{Extent, ReadAnswer, ReadSub, SnapContext, SnapId, WriteOp, WriteSub};
 use rbd::object_map::ObjectState;
@@ -40,6 +40,9 @@ const ZERO_RUN_BYTES: u64 = 64 << 10;
 const PLAIN_READ_BYTES_MAX: u64 = 16 << 10;
 /// Most ranges that one read asks for: with more of them, small gaps are read, too.
 const READ_RANGES_MAX: usize = 256;
+/// Most runs of data that a step writes: with more of them, small holes are written as zeros. An operation has 65535 parts
+/// at most, and each zeroed hole is one, too.
+const RUNS_MAX: usize = 4096;
 /// `ASSERT_SNAPC_SEQ_GT_SNAPSET_SEQ`.
 const SNAPC_SEQ_GREATER: u8 = 0;
 
@@ -232,29 +235,68 @@ pub fn read_of(extent: Extent) -> ReadSub {
 /// What the reads found that is not zero, as slices of what they answered.
 fn pieces(reads: &[(Extent, ReadAnswer)]) -> Option<Vec<(u64, Bytes)>> {
     let mut pieces = Vec::new();
+    let runs_max = RUNS_MAX / reads.len().max(1);
     for (asked, answer) in reads {
-        let (extents, data) = match answer {
-            ReadAnswer::Sparse { extents, data } => (extents, data),
+        let mut found = Vec::new();
+        match answer {
+            ReadAnswer::Sparse { extents, data } => sparse_pieces(&mut found, *asked, extents, data)?,
             // The range lies within the object: what a shorter answer leaves out would become zeros.
             ReadAnswer::Data(data) if data.len() as u64 == asked.length => {
-                push_nonzero(&mut pieces, asked.offset, data);
-                continue;
+                push_nonzero(&mut found, asked.offset, data);
             }
             _ => return None,
         };
-        let mut at = 0usize;
-        for extent in extents {
-            let end = at.checked_add(usize::try_from(extent.length).ok()?)?;
-            let inside = extent.offset >= asked.offset
-                && extent.offset.checked_add(extent.length).is_some_and(|e| e <= asked.end());
-            if end > data.len() || !inside {
-                return None;
-            }
-            push_nonzero(&mut pieces, extent.offset, &data.slice(at..end));
-            at = end;
+        if found.len() > runs_max {
+            found = joined(found, runs_max)?;
         }
+        pieces.append(&mut found);
     }
     Some(pieces)
+}
+
+/// What a sparse read found; `None` when it is not what was asked for.
+fn sparse_pieces(
+    pieces: &mut Vec<(u64, Bytes)>,
+    asked: Extent,
+    extents: &[Extent],
+    data: &Bytes,
+) -> Option<()> {
+    let mut at = 0usize;
+    for extent in extents {
+        let end = at.checked_add(usize::try_from(extent.length).ok()?)?;
+        let inside = extent.offset >= asked.offset
+            && extent.offset.checked_add(extent.length).is_some_and(|e| e <= asked.end());
+        if end > data.len() || !inside {
+            return None;
+        }
+        push_nonzero(pieces, extent.offset, &data.slice(at..end));
+        at = end;
+    }
+    Some(())
+}
+
+/// The same data in no more than `runs_max` runs: the shortest holes between them are filled with zeros, which is what
+/// they hold. `None` when the pieces are not ascending.
+fn joined(pieces: Vec<(u64, Bytes)>, runs_max: usize) -> Option<Vec<(u64, Bytes)>> {
+    let end = |(offset, data): &(u64, Bytes)| offset + data.len() as u64;
+    if pieces.windows(2).any(|pair| end(&pair[0]) > pair[1].0) {
+        return None;
+    }
+    let mut holes: Vec<u64> = pieces.windows(2).map(|pair| pair[1].0 - end(&pair[0])).collect();
+    holes.sort_unstable();
+    // All but the longest are filled.
+    let hole_max = *holes.get(pieces.len().checked_sub(runs_max.max(1) + 1)?)?;
+    let mut runs: Vec<(u64, BytesMut)> = Vec::new();
+    for (offset, data) in pieces {
+        match runs.last_mut() {
+            Some((start, run)) if offset - (*start + run.len() as u64) <= hole_max => {
+                run.resize((offset - *start) as usize, 0);
+                run.extend_from_slice(&data);
+            }
+            _ => runs.push((offset, BytesMut::from(&data[..]))),
+        }
+    }
+    Some(runs.into_iter().map(|(offset, run)| (offset, run.freeze())).collect())
 }
 
 /// Cuts runs of zeros out of `data`.

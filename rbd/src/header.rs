@@ -23,6 +23,7 @@ use rados::{Error, IoCtx, PoolId, ReadAnswer, ReadOp, ReadSub, Result, SnapConte
 use crate::encodings::{MigrationSpec, SnapshotInfo, decode_optional_u64};
 use crate::header_update::LOCK_NAME;
 use crate::layout::{Layout, header_object};
+use crate::limits;
 use crate::types::{
     Features, GroupSpec, ImageFlags, ImageId, OpFeatures, Parent, ParentSpec, ProtectionStatus, Snapshot,
     SnapshotNamespace, Timestamp,
@@ -36,6 +37,8 @@ const ASSERTED_ATTEMPTS_MAX: u32 = 3;
 const METADATA_PAGE: u64 = 1024;
 /// Snapshots asked for in one operation.
 const SNAPSHOTS_PER_READ: usize = 128;
+/// The newest snapshot id that there can be: those behind it stand for the head and for all snapshots (`CEPH_MAXSNAP`).
+const SNAP_ID_MAX: u64 = u64::MAX - 2;
 /// Class calls per snapshot.
 const CALLS_PER_SNAPSHOT: usize = 4;
 
@@ -90,8 +93,8 @@ pub struct ImageHeader {
 
 impl ImageHeader {
     /// Reads the header of `image`; `ioctx` is that of its pool and namespace. ENOENT when there is no such image,
-    /// ENOSYS when it uses features that this program does not know, EBADMSG when something in it cannot be decoded,
-    /// EAGAIN when it kept changing. Cancel-safe.
+    /// ENOSYS when it uses features that this program does not know, EBADMSG when something in it cannot be decoded, EFBIG
+    /// when it exceeds what an image can have ([`limits`]), EAGAIN when it kept changing. Cancel-safe.
     pub async fn read(ioctx: &IoCtx, image: &ImageId) -> Result<ImageHeader> {
         let mut last: Option<ImageHeader> = None;
         for attempt in 0..ATTEMPTS_MAX {
@@ -212,6 +215,7 @@ async fn read_once(ioctx: &IoCtx, image: &ImageId, assert: bool) -> Result<Image
         header.snapshots.insert(id, snapshot);
     }
     read_more_metadata(ioctx, &object, &mut header, assertion).await?;
+    limits::judge(&header)?;
     Ok(header)
 }
 
@@ -317,7 +321,8 @@ fn decode_snap_context(d: &mut Decoder<'_>) -> std::result::Result<SnapContext, 
     let seq = d.u64()?;
     let snaps = d.seq(8, |d| Ok(SnapId(d.u64()?)))?;
     let descending = snaps.windows(2).all(|pair| pair[0] > pair[1]);
-    if !descending || snaps.first().is_some_and(|newest| newest.0 > seq) || snaps.last() == Some(&SnapId(0)) {
+    let beyond = snaps.first().is_some_and(|newest| newest.0 > seq || newest.0 > SNAP_ID_MAX);
+    if !descending || beyond || snaps.last() == Some(&SnapId(0)) {
         return Err(d.invalid("the snapshot ids are not in descending order from the newest one"));
     }
     Ok(SnapContext { seq, snaps })
@@ -365,6 +370,7 @@ async fn read_more_metadata(
 ) -> Result<()> {
     let mut page = header.metadata.len() as u64;
     while page >= METADATA_PAGE {
+        limits::judge(header)?;
         let last = header.metadata.keys().next_back().cloned().unwrap_or_default();
         let op = ReadOp::new(object).with(assertion.clone());
         let op = call(op, "metadata_list", |e| {

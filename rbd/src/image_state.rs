@@ -34,6 +34,7 @@ use rados::{Error, Extent, IoCtx, Result, SnapId, WriteOp, WriteSub};
 
 use crate::header_update::HeaderUpdate;
 use crate::layout::header_object;
+use crate::limits::METADATA_BYTES_MAX;
 use crate::types::{Features, ImageId, ProtectionStatus, SnapshotNamespace};
 use crate::watch_notify::notify_header_update;
 
@@ -42,7 +43,8 @@ const ORDER_DEFAULT: u32 = 22;
 /// State objects that are read at most, so that a corrupt header cannot send us on a long errand. At 4 MiB each, this is
 /// far more than any image has.
 const OBJECTS_MAX: u32 = 1024;
-/// Bytes that are read of one state object at most: the largest that librbd can be told to write.
+/// Bytes that are read of one state object at most: the largest that librbd can be told to write. All of them together
+/// are [`METADATA_BYTES_MAX`] at most.
 const OBJECT_BYTES_MAX: u64 = 1 << 25;
 /// Bytes of an encoded header.
 const HEADER_BYTES: usize = 6 + 4;
@@ -138,6 +140,10 @@ pub async fn read_image_state(ioctx: &IoCtx, image: &ImageId, snap: SnapId) -> R
         return Err(Error::new(libc::EBADMSG, why).context(what()));
     }
     for index in 1..count {
+        if state.len() as u64 > METADATA_BYTES_MAX {
+            let why = format!("it has more than {METADATA_BYTES_MAX} bytes");
+            return Err(Error::new(libc::EFBIG, why).context(what()));
+        }
         state.extend_from_slice(&read_part(ioctx, image, snap, index).await.context(what())?);
     }
     ImageState::from_bytes(&state, "ImageState").map_err(Error::from).context(what())

@@ -14,6 +14,7 @@ pub mod header_update;
 pub mod image;
 pub mod image_state;
 pub mod layout;
+pub mod limits;
 pub mod made_anew;
 pub mod managed_lock;
 pub mod mirroring;

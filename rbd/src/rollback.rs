@@ -124,15 +124,19 @@ pub async fn undo_later_writes(
                 .zip(believable_map(image, header, snap).await?),
             false => None,
         };
-        let mut objects: Vec<u64> = (0..header.object_count()).collect();
-        if let Some((of_head, of_snap)) = &maps {
-            objects.retain(|object| {
-                written_since(of_head.get(ObjectNumber(*object)), of_snap.get(ObjectNumber(*object)))
-            });
-        }
+        let all = 0..header.object_count();
+        let Some((of_head, mut of_snap)) = maps else {
+            let count = all.end;
+            rollback_each(image, header, snap, in_flight, all, |_| {}).await?;
+            return Ok(count);
+        };
+        let written = |object: &u64| {
+            written_since(of_head.get(ObjectNumber(*object)), of_snap.get(ObjectNumber(*object)))
+        };
+        let objects: Vec<u64> = all.filter(written).collect();
         let count = objects.len() as u64;
         rollback_each(image, header, snap, in_flight, objects.iter().copied(), |_| {}).await?;
-        if let Some((of_head, mut of_snap)) = maps.filter(|_| count > 0) {
+        if count > 0 {
             let mut target = of_head.clone();
             of_snap.snap_add();
             objects.iter().map(|object| ObjectNumber(*object)).for_each(|o| target.set(o, of_snap.get(o)));

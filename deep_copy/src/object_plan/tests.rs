@@ -1,5 +1,7 @@
 //! What the planner decides case by case, and how answers become writes. Whole histories are in `object_copy::tests`.
 
+use proptest::prelude::*;
+
 use super::*;
 
 fn delta(size: Option<u64>, change: Change) -> StepDelta {
@@ -122,4 +124,60 @@ fn small_ranges_are_read_plainly_and_data_comes_first() {
 
     let removal = frame.write(&Action::Remove, &[]).expect("a write");
     assert!(matches!(removal.subs[..], [WriteSub::Exec { .. }, WriteSub::Remove]), "{removal:?}");
+}
+
+/// However an answer is cut, an operation has far fewer than the 65535 parts that it may have, and writes the same.
+#[test]
+fn operations_have_bounds() {
+    let size = 1u64 << 20;
+    let (context, whole) = (SnapContext::default(), Extent::new(0, size));
+    let frame = WriteFrame { object: "o", object_size: size, context: &context, newest_local: SnapId(9) };
+    let extents: Vec<Extent> = (0..100_000).map(|number| Extent::new(number * 10, 1)).collect();
+    let mut expected = vec![0u8; size as usize];
+    extents.iter().for_each(|extent| expected[extent.offset as usize] = 9);
+    let answer = ReadAnswer::Sparse { data: vec![9; extents.len()].into(), extents: extents.clone() };
+    for action in [Action::Replace { size }, Action::Update { size, ranges: RangeSet::below(size) }] {
+        let op = frame.write(&action, &[(whole, answer.clone())]).expect("a write");
+        assert!(op.subs.len() <= 3 * RUNS_MAX, "{} parts", op.subs.len());
+        // Behind what was there before.
+        let mut found = vec![255u8; size as usize];
+        for sub in op.subs {
+            match sub {
+                WriteSub::Truncate(to) => found[to as usize..].fill(0),
+                WriteSub::Zero(zero) => found[zero.offset as usize..zero.end() as usize].fill(0),
+                WriteSub::Write { offset, data } => {
+                    found[offset as usize..offset as usize + data.len()].copy_from_slice(&data);
+                }
+                WriteSub::Create { .. } | WriteSub::AllocHint { .. } | WriteSub::Exec { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(found == expected, "{action:?} brings other bytes");
+    }
+    let disordered: Vec<Extent> = extents.into_iter().rev().collect();
+    let answer = ReadAnswer::Sparse { data: vec![9; disordered.len()].into(), extents: disordered };
+    assert!(frame.write(&Action::Replace { size }, &[(whole, answer)]).is_none());
+}
+
+proptest! {
+    #[test]
+    fn joined_runs_hold_the_same(
+        cuts in prop::collection::btree_map(0u64..200, 1u8.., 2..60),
+        runs_max in 1usize..20,
+    ) {
+        let pieces: Vec<(u64, Bytes)> =
+            cuts.iter().map(|(offset, byte)| (offset * 3, Bytes::from(vec![*byte; 2]))).collect();
+        let bytes = |pieces: &[(u64, Bytes)]| {
+            let mut bytes = [0u8; 600];
+            for (offset, data) in pieces {
+                bytes[*offset as usize..*offset as usize + data.len()].copy_from_slice(data);
+            }
+            bytes
+        };
+        if pieces.len() > runs_max {
+            let joined = joined(pieces.clone(), runs_max).expect("ascending pieces");
+            prop_assert!(joined.len() <= runs_max);
+            prop_assert_eq!(bytes(&joined), bytes(&pieces));
+        }
+    }
 }

@@ -88,6 +88,11 @@ impl Objects {
         self.slots.is_empty() && self.wanted.is_empty() && self.changing.is_empty()
     }
 
+    /// Number of objects that something is to be done on.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
     /// True when there is something that the next [`Objects::next_write`] might give.
     pub fn is_armed(&self) -> bool {
         !self.armed.is_empty()

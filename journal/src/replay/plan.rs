@@ -73,6 +73,13 @@ enum MarkerState {
     Writing,
 }
 
+/// Objects that an entry may wait for before the rest of it is taken on: a discard or a repeated pattern may be of a whole
+/// image.
+const OBJECTS_MAX: usize = 4096;
+
+/// The rest of an entry, of which the last item stands for all.
+type Rest = Box<dyn Iterator<Item = (ObjectNumber, Part)> + Send>;
+
 /// What runs alone.
 enum Alone {
     Op { began: EntryPosition, entry: EntryNumber, position: EntryPosition },
@@ -95,6 +102,8 @@ pub(super) struct Planner<T> {
     stalled: Option<(EntryPosition, Work, Option<T>)>,
     objects: Objects,
     alone: Option<Alone>,
+    /// What of the newest item is not yet taken on; nothing else is before that.
+    rest: Option<Rest>,
     /// The next barrier stands here, as soon as all before is on disk.
     barrier: Option<EntryPosition>,
     items: VecDeque<Item<T>>,
@@ -122,6 +131,7 @@ impl<T: Ticket> Planner<T> {
             stalled: None,
             objects: Objects::new(map),
             alone: None,
+            rest: None,
             barrier: None,
             items: VecDeque::new(),
             first: 0,
@@ -212,7 +222,12 @@ impl<T: Ticket> Planner<T> {
     /// Takes on entries, as far as they need not wait.
     fn admit(&mut self) -> Result<(), ReplayError> {
         loop {
-            if self.alone.is_some() || !self.ready.is_empty() {
+            if let Some(mut rest) = self.rest.take()
+                && !self.take_parts(&mut rest)
+            {
+                self.rest = Some(rest);
+            }
+            if self.alone.is_some() || self.rest.is_some() || !self.ready.is_empty() {
                 return Ok(());
             }
             if let Some(position) = self.barrier {
@@ -299,21 +314,40 @@ impl<T: Ticket> Planner<T> {
         &mut self,
         position: EntryPosition,
         ticket: Option<T>,
-        parts: impl IntoIterator<Item = (ObjectNumber, Part)>,
+        parts: impl IntoIterator<Item = (ObjectNumber, Part), IntoIter: Send + 'static>,
     ) {
-        let entry = self.begin(position, ticket);
+        self.begin(position, ticket);
+        if let Some(item) = self.items.back_mut() {
+            // Until all of it is taken on.
+            item.outstanding = 1;
+        }
+        let mut parts = parts.into_iter();
+        if !self.take_parts(&mut parts) {
+            self.rest = Some(Box::new(parts));
+        }
+    }
+
+    /// Takes on parts of the newest item, as long as not too many objects are waited for. True when it has all of them.
+    fn take_parts(&mut self, parts: &mut dyn Iterator<Item = (ObjectNumber, Part)>) -> bool {
+        let entry = self.first + self.items.len() as EntryNumber - 1;
         let mut outstanding = 0;
-        for (object, part) in parts {
+        let ended = loop {
+            if self.objects.len() >= OBJECTS_MAX {
+                break false;
+            }
+            let Some((object, part)) = parts.next() else { break true };
             // Even if it comes to nothing together with what follows: alone it would not.
             if self.touched.change(object, part.extent()) {
                 self.marker = MarkerState::Stale;
             }
             outstanding += usize::from(self.objects.add(object, part, entry));
-        }
+        };
         if let Some(item) = self.items.back_mut() {
-            item.outstanding = outstanding;
+            item.outstanding += outstanding;
+            item.outstanding -= usize::from(ended);
         }
         self.finish_items();
+        ended
     }
 
     fn begin(&mut self, position: EntryPosition, ticket: Option<T>) -> EntryNumber {

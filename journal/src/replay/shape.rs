@@ -105,25 +105,39 @@ impl Shape {
 
     /// What a discard becomes. With a granularity only what is aligned to it goes, but for the ends of objects when it is
     /// as large as they are.
-    pub fn discard(&self, extent: Extent, granularity: u32) -> Vec<(ObjectNumber, Part)> {
-        let Some(clipped) = self.clip(extent) else { return Vec::new() };
-        let object_size = self.layout.object_size();
+    pub fn discard(
+        &self,
+        extent: Extent,
+        granularity: u32,
+    ) -> impl Iterator<Item = (ObjectNumber, Part)> + use<> {
+        let (clipped, layout) = (self.clip(extent).unwrap_or(Extent::new(0, 0)), self.layout);
+        let object_size = layout.object_size();
         let granularity = u64::from(granularity).min(object_size);
-        let mut parts = Vec::new();
-        for piece in self.layout.object_extents(clipped) {
+        // One object set after the other: a discard may be of a whole image.
+        let sets = by_object_set(layout, clipped).flat_map(move |part| layout.object_extents(part));
+        sets.filter_map(move |piece| {
             let (mut from, mut to) = (piece.extent.offset, piece.extent.end());
             if granularity > 0 && (granularity < object_size || to < object_size) {
                 from = from.next_multiple_of(granularity);
                 to -= to % granularity;
             }
             if from == 0 && to == object_size {
-                parts.push((piece.object, Part::Empty));
-            } else if from < to {
-                parts.push((piece.object, Part::Zero(Extent::new(from, to - from))));
+                Some((piece.object, Part::Empty))
+            } else {
+                (from < to).then(|| (piece.object, Part::Zero(Extent::new(from, to - from))))
             }
-        }
-        parts
+        })
     }
+}
+
+/// A range of an image, cut where one object set ends and the next one begins.
+fn by_object_set(layout: Layout, range: Extent) -> impl Iterator<Item = Extent> {
+    let (mut offset, end) = (range.offset, range.end());
+    std::iter::from_fn(move || {
+        let from = offset;
+        offset = (from - from % layout.period()).saturating_add(layout.period()).min(end);
+        (from < end).then(|| Extent::new(from, offset - from))
+    })
 }
 
 fn repeat(pattern: &[u8], length: u64) -> Bytes {

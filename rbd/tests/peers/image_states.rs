@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use rados::encoding::Encode;
-use rados::{Extent, IoCtx, SnapId};
+use rados::{Extent, IoCtx, SnapId, WriteOp, WriteSub};
 use rbd::image_state::{
     SnapState, clear_resync_request, image_state_object, read_image_state, remove_image_state,
     resync_requested, set_resync_requested, write_image_state,
@@ -54,6 +54,22 @@ pub async fn states_are_those_of_stock(world: &World) -> Result<()> {
     ensure!(state.snapshots == BTreeMap::from([(kept, expected)]), "{state:?}");
 
     let by_stock = content(&world.pool, &image, snap, 0).await?;
+    // What a header claims is not read to its end.
+    let vast = SnapId(snap.0 + 2000);
+    let claims = [1, 1, 4, 0, 0, 0, 0, 4, 0, 0];
+    for index in 0..3 {
+        let mut part = vec![0; 1 << 25];
+        part[..claims.len()].copy_from_slice(&claims);
+        let write =
+            WriteOp::new(image_state_object(&image, vast, index)).with(WriteSub::WriteFull(part.into()));
+        world.pool.write(write).await?;
+    }
+    let read = read_image_state(&world.pool, &image, vast).await;
+    ensure!(read.as_ref().is_err_and(|error| error.is(libc::EFBIG)), "{read:?}");
+    for index in 0..3 {
+        world.pool.remove(&image_state_object(&image, vast, index)).await?;
+    }
+
     let elsewhere = SnapId(snap.0 + 1000);
     write_image_state(&world.pool, &image, elsewhere, &state).await?;
     ensure!(content(&world.pool, &image, elsewhere, 0).await? == by_stock, "the same bytes");

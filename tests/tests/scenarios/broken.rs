@@ -55,6 +55,48 @@ async fn broken_images_stay_alone() -> Result<()> {
     stage.strike().await
 }
 
+/// A snapshot of 2^62 bytes, as only a broken or hostile cluster has one, is an error in the status of its image, and
+/// nothing is sized by it.
+#[tokio::test(flavor = "multi_thread")]
+async fn absurd_sizes_are_refused() -> Result<()> {
+    let stage = Stage::set("absurd").await?;
+    let (a, b) = (&stage.clusters.a, &stage.clusters.b);
+    let mut daemon = stage.daemon(b).await?;
+    for name in ["vast", "sound"] {
+        a.create_image(&stage.spec(name), 8 * MIB, &[]).await?;
+        stage.enable(name).await?;
+        stage.first_copy(name).await?;
+    }
+    let vast = stage.spec("vast");
+    let (image, _) = stage.a.open(&vast).await?;
+    let set_size = async |bytes: u64| -> Result<()> {
+        let header = format!("rbd_header.{}", image.id());
+        let set = a.tool("rados").args(["-p", &stage.pool, "setomapval", &header, "size"]);
+        set.stdin(bytes.to_le_bytes()).run().await?;
+        Ok(())
+    };
+    let snap = image.data_ioctx().snap_create().await?;
+    let update = || rbd::HeaderUpdate::of(image.id());
+    set_size(1 << 62).await?;
+    update().snapshot_add(snap, "vast", &rbd::SnapshotNamespace::User).apply(image.header_ioctx()).await?;
+    set_size(8 * MIB).await?;
+    let newest = a.mirror_snapshot(&vast).await?;
+    until("the absurd size to be told", async || {
+        let status = b.mirror_status(&vast).await?;
+        let text = status["description"].as_str().unwrap_or_default();
+        ensure!(status["state"] != "down+error" && status["state"] != "down+unknown", "{status}");
+        Ok(status["state"] == "up+error" && text.contains("4611686018427387904 bytes"))
+    })
+    .await?;
+    a.apply(&stage.spec("sound"), Extents::default().fill(0, MIB, 1)).await?;
+    stage.sync("sound").await?;
+
+    update().snapshot_remove(snap).apply(image.header_ioctx()).await?;
+    stage.arrived("vast", newest).await?;
+    daemon.stop(LIMIT).await?;
+    stage.strike().await
+}
+
 /// 500 small images are copied, and follow.
 #[tokio::test(flavor = "multi_thread")]
 async fn five_hundred_small_images() -> Result<()> {

@@ -21,10 +21,11 @@ impl Maintainer {
         };
         let target = self.target().await?;
         let objects = self.local.header.layout.object_count(parent.overlap);
-        let all: Vec<ObjectNumber> = (0..objects).map(ObjectNumber).collect();
-        for batch in all.chunks(OBJECTS_PER_BATCH) {
+        for first in (0..objects).step_by(OBJECTS_PER_BATCH) {
             self.check_cancelled()?;
-            let absent = self.absent(&target, batch).await?;
+            let batch: Vec<ObjectNumber> =
+                (first..objects).take(OBJECTS_PER_BATCH).map(ObjectNumber).collect();
+            let absent = self.absent(&target, &batch).await?;
             // The map first; it may say of a few for a while that they exist though they do not.
             let fast_diff = self.local.header.features.has(Features::FAST_DIFF);
             let clean = fast_diff && target.has_snapshots();

@@ -13,7 +13,7 @@
 
 use rados::error::ResultExt;
 use rados::{Result, WriteSub};
-use rbd::{ObjectNumber, ObjectState};
+use rbd::{ObjectNumber, ObjectState, limits};
 
 use super::{Maintainer, OBJECTS_PER_BATCH, for_each_object};
 use crate::replay::head_map::HeadMap;
@@ -25,6 +25,7 @@ impl Maintainer {
         if size == current {
             return Ok(());
         }
+        limits::judge_size(&self.local.header.layout, self.local.header.features, size)?;
         let objects = self.local.header.layout.object_count(size);
         let map = self.map.is_some().then(|| self.local.image.object_map(rados::SnapId::HEAD));
         if size > current {
@@ -51,13 +52,17 @@ impl Maintainer {
         let current = self.local.header.size;
         // Within a set, objects end at different places; sets before the new end are whole.
         let first = size / layout.period() * layout.stripe_count();
-        let cut = (first..layout.object_count(current)).map(ObjectNumber).filter(|object| {
-            let keeps = layout.used_bytes(*object, size);
-            let kept_whole = keeps == layout.used_bytes(*object, current);
-            !kept_whole && (self.may_exist(*object) || target.is_covered(*object))
-        });
-        let cut: Vec<ObjectNumber> = cut.collect();
-        for batch in cut.chunks(OBJECTS_PER_BATCH) {
+        let mut left = first..layout.object_count(current);
+        loop {
+            let cut = left.by_ref().map(ObjectNumber).filter(|object| {
+                let keeps = layout.used_bytes(*object, size);
+                let kept_whole = keeps == layout.used_bytes(*object, current);
+                !kept_whole && (self.may_exist(*object) || target.is_covered(*object))
+            });
+            let batch: Vec<ObjectNumber> = cut.take(OBJECTS_PER_BATCH).collect();
+            if batch.is_empty() {
+                return Ok(());
+            }
             let keeps = |object: &ObjectNumber| layout.used_bytes(*object, size);
             let state = |object: &ObjectNumber| match keeps(object) {
                 0 => ObjectState::Pending,
@@ -68,11 +73,10 @@ impl Maintainer {
             let there = batch.iter().filter(|object| copied_up || self.may_exist(**object));
             self.mark(there.map(|object| (*object, state(object))).collect()).await?;
             let cut = |object| cut_object(&target, object, keeps(&object));
-            for_each_object(batch.to_vec(), cut).await?;
+            for_each_object(batch.clone(), cut).await?;
             let gone = batch.iter().filter(|object| keeps(object) == 0);
             self.mark(gone.map(|object| (*object, ObjectState::NonExistent)).collect()).await?;
         }
-        Ok(())
     }
 }
 

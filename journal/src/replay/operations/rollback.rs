@@ -12,6 +12,8 @@
 //!
 //! Reference: `src/librbd/operation/SnapshotRollbackRequest.cc`.
 
+use std::ops::Range;
+
 use futures::future::try_join_all;
 use rados::error::ResultExt;
 use rados::{Error, ErrorClass, Result, SnapId, WriteSub};
@@ -29,7 +31,12 @@ impl Maintainer {
         let then = self.map_at(snap).await?;
         let changed = self.changed_since(snap, then.as_ref()).await?;
         let target = self.target().await?;
-        for batch in changed.chunks(OBJECTS_PER_BATCH) {
+        let mut changed = changed.into_iter().flatten().map(ObjectNumber);
+        loop {
+            let batch: Vec<ObjectNumber> = changed.by_ref().take(OBJECTS_PER_BATCH).collect();
+            if batch.is_empty() {
+                return Ok(());
+            }
             let exists = |object: &ObjectNumber| then.as_ref().is_none_or(|map| map.get(*object).may_exist());
             let state = |object: &ObjectNumber| (*object, ObjectState::Exists);
             let may_exist = batch.iter().filter(|object| exists(object) || self.may_exist(**object));
@@ -39,11 +46,10 @@ impl Maintainer {
                 let back = target.op(object).with(WriteSub::Rollback(snap));
                 target.send(back).await.optional().map(drop)
             };
-            for_each_object(batch.to_vec(), back).await?;
+            for_each_object(batch.clone(), back).await?;
             let gone = batch.iter().filter(|object| !exists(object));
             self.mark(gone.map(|object| (*object, ObjectState::NonExistent)).collect()).await?;
         }
-        Ok(())
     }
 
     /// The object map of a snapshot; `None` when there is none that may be believed.
@@ -63,11 +69,11 @@ impl Maintainer {
         }
     }
 
-    /// Objects that may be other than they were at `snap`; the image has the size that it had then.
-    async fn changed_since(&self, snap: SnapId, then: Option<&ObjectMap>) -> Result<Vec<ObjectNumber>> {
+    /// Objects that may be other than they were at `snap`, as runs; the image has the size that it had then.
+    async fn changed_since(&self, snap: SnapId, then: Option<&ObjectMap>) -> Result<Vec<Range<u64>>> {
         let header = &self.local.header;
-        let all = (0..header.object_count()).map(ObjectNumber);
-        let (Some(then), Some(now)) = (then, self.stored_map()) else { return Ok(all.collect()) };
+        let all = 0..header.object_count();
+        let (Some(then), Some(now)) = (then, self.stored_map()) else { return Ok(vec![all]) };
         let newer: Vec<SnapId> = header.snapshots.keys().copied().filter(|id| *id > snap).collect();
         let believed =
             |id: &SnapId| header.flags_at(*id).is_some_and(|flags| !flags.has(ImageFlags::FAST_DIFF_INVALID));
@@ -85,6 +91,13 @@ impl Maintainer {
             let clean = |map: &ObjectMap| map.get(*object) == ObjectState::ExistsClean;
             !(fast_diff && clean(now) && between.iter().flatten().all(clean))
         };
-        Ok(all.filter(changed).collect())
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        for object in all.filter(|object| changed(&ObjectNumber(*object))) {
+            match runs.last_mut() {
+                Some(run) if run.end == object => run.end += 1,
+                _ => runs.push(object..object + 1),
+            }
+        }
+        Ok(runs)
     }
 }

@@ -593,3 +593,42 @@ proptest! {
         run(copy, &history, dice)?;
     }
 }
+
+/// A discard of a whole image, and a pattern repeated over it, are taken on piece by piece; the entry is applied when all
+/// of it is.
+#[test]
+fn the_objects_of_one_entry_are_bounded() {
+    const OBJECTS: u64 = 3 * OBJECTS_MAX as u64 + 1;
+    let layouts =
+        [(1, 1), (9, 3)].map(|(order, count)| Layout::new(9 + order, 512, count).expect("a layout"));
+    for layout in layouts {
+        let whole = Extent::new(0, OBJECTS * layout.object_size());
+        let shape = Shape { size: whole.length, layout, parent_overlap: 0 };
+        let events = [
+            Event::Discard { extent: whole, granularity: 0 },
+            Event::WriteSame { extent: whole, data: Bytes::from_static(&[7; 512]) },
+        ];
+        for event in events {
+            let position = EntryPosition { tag: TagTid(1), entry: EntryTid(0) };
+            let mut planner = Planner::new(shape.clone(), None, None);
+            planner.push(position, event, ());
+            planner.sync(1);
+            let (mut written, mut most, mut synced) = (BTreeSet::new(), 0, false);
+            while let Some(step) = planner.next().expect("no error") {
+                most = most.max(planner.objects.len());
+                match step {
+                    Step::Write(write) => {
+                        assert!(planner.applied().is_none(), "it is not applied yet");
+                        written.insert(write.object);
+                        planner.written(write.object, write.remove);
+                    }
+                    Step::Synced(1) => synced = true,
+                    step => panic!("{step:?}"),
+                }
+            }
+            assert!(most <= OBJECTS_MAX, "{most} objects at once");
+            assert_eq!(written.len() as u64, layout.object_count(whole.length));
+            assert!(synced && planner.applied() == Some(position));
+        }
+    }
+}
