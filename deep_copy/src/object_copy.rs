@@ -15,9 +15,10 @@ use futures::FutureExt;
 use futures::future::{try_join, try_join_all};
 use rados::error::ResultExt;
 use rados::{CloneSet, Extent, IoCtx, ReadAnswer, ReadOp, ReadSub, SnapContext, SnapId};
-use rbd::ObjectNumber;
 use rbd::layout::data_object;
 use rbd::object_map::ObjectState;
+use rbd::read::{Reader, Run};
+use rbd::{Layout, ObjectNumber};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
@@ -96,6 +97,12 @@ pub enum CopyError {
     /// The remote cluster's answer makes no sense.
     #[error("cannot use what the remote cluster answered about object '{0}'")]
     Answer(String),
+    /// Both objects are absent, and their parents, which show there, are not the same.
+    #[error(
+        "the clone and its copy show different data of their parents there: bring the parent in line with 'rbd mirror image \
+         resync' first; if that does not help flatten the clone or remove its copy"
+    )]
+    ParentsDiffer,
     /// The copy was told to stop.
     #[error("the copy was stopped")]
     Cancelled,
@@ -146,10 +153,24 @@ pub struct ObjectCopier {
     /// the deep-flatten feature: their snapshots lose the parent together with the head, as the primary's do, whose objects
     /// were copied up in the same way. One of several is not enough: when it is removed it shows objects as absent.
     pub copy_up_at: Vec<SnapId>,
+    /// In a repair, when the parents of the two images may show different data: both images at the end of the first step,
+    /// to be compared where neither has an object.
+    pub parents: Option<Parents>,
     /// The image's part of the bound on bytes in memory.
     pub budget: Part,
     /// Stops copies between two requests.
     pub cancel: CancellationToken,
+}
+
+/// Two images whose parents may differ.
+#[derive(Debug, Clone)]
+pub struct Parents {
+    /// The primary image at the end of the first step.
+    pub remote: Reader,
+    /// The head of the copy.
+    pub local: Reader,
+    /// How both are cut.
+    pub layout: Layout,
 }
 
 /// An object's actions, and what they follow from.
@@ -189,7 +210,7 @@ impl ObjectCopier {
         let mut share = if direct { Some(self.share(self.object_size).await?) } else { None };
         let plan = match &mut share {
             Some(share) => share.while_reading(self.read_whole(&names, known)).await?,
-            None => self.plan(&names, known, reason).await?,
+            None => self.plan(object, &names, known, reason).await?,
         };
         let copied = self.perform(&names, plan, ready, share.is_some()).await;
         drop(share);
@@ -298,6 +319,7 @@ impl ObjectCopier {
 
     async fn plan(
         &self,
+        object: ObjectNumber,
         names: &(String, String),
         known: Local,
         reason: Reason,
@@ -305,19 +327,35 @@ impl ObjectCopier {
         let (remote, local) = names;
         let ends = self.steps.remote_ends();
         if self.method == Method::Repair {
-            return self.plan_repair(names, &ends).await;
+            return self.plan_repair(object, names, &ends).await;
         }
         let (set, known) = try_join(self.list(remote), self.look(local, known)).await?;
         let deltas = self.deltas(remote, set.as_ref(), self.steps.start(), &ends)?;
         let unchanged = deltas.iter().all(|delta| delta.change == Change::None && delta.size.is_some());
         if reason == Reason::Claimed && unchanged {
-            return self.plan_repair(names, &ends).await;
+            return self.plan_repair(object, names, &ends).await;
         }
         Ok(ObjectPlan { actions: actions(&deltas, known), deltas, first_reads: None })
     }
 
+    /// Fails when the two images show different data where neither has this object.
+    async fn compare_parents(&self, object: ObjectNumber, parents: &Parents) -> Result<(), CopyError> {
+        let mut share = self.share(2 * self.object_size).await?;
+        let ranges = parents.layout.image_extents(object, Extent::new(0, self.object_size));
+        let remote = async { parents.remote.read(&ranges).await.map_err(CopyError::Remote) };
+        let local = async { parents.local.read(&ranges).await.map_err(CopyError::Local) };
+        let reading = self.unless_cancelled(async { try_join(remote, local).await });
+        let both = share.while_reading(reading).await?;
+        let (theirs, ours) = both?;
+        if assembled(&ranges, &theirs) == assembled(&ranges, &ours) {
+            return Ok(());
+        }
+        Err(CopyError::ParentsDiffer)
+    }
+
     async fn plan_repair(
         &self,
+        object: ObjectNumber,
         (remote, local): &(String, String),
         ends: &[SnapId],
     ) -> Result<ObjectPlan, CopyError> {
@@ -327,6 +365,9 @@ impl ObjectCopier {
         let compare = async { self.unless_cancelled(compare).await? };
         let list = async { if ends.len() > 1 { self.list(remote).await } else { Ok(None) } };
         let ((size, first), set) = try_join(compare, list).await?;
+        if let (None, Action::Nothing, Some(parents)) = (size, &first, &self.parents) {
+            self.compare_parents(object, parents).await?;
+        }
         let changed = first != Action::Nothing;
         let change = if changed { Change::Modified(Default::default()) } else { Change::None };
         let later = self.deltas(remote, set.as_ref(), Some(ends[0]), &ends[1..])?;
@@ -466,6 +507,25 @@ impl ObjectCopier {
             Err(error) => Err(CopyError::Local(error)),
         }
     }
+}
+
+/// The bytes of `ranges`, one behind the other, as `runs` tell them: what is in none is zero.
+fn assembled(ranges: &[Extent], runs: &[Run]) -> Vec<u8> {
+    let mut bytes = vec![0; ranges.iter().map(|range| range.length as usize).sum()];
+    let mut at = 0;
+    for range in ranges {
+        for run in runs {
+            let end = (run.offset + run.data.len() as u64).min(range.end());
+            let from = run.offset.max(range.offset);
+            if from < end {
+                let place = at + (from - range.offset) as usize;
+                let data = &run.data[(from - run.offset) as usize..(end - run.offset) as usize];
+                bytes[place..place + data.len()].copy_from_slice(data);
+            }
+        }
+        at += range.length as usize;
+    }
+    bytes
 }
 
 /// The end of the run of actions from `from` on whose reads are issued together, and how many bytes that is.

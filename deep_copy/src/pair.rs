@@ -3,11 +3,12 @@
 use rados::{Error, Result, SnapId};
 use rbd::Snapshot;
 use rbd::image::OpenImage;
+use rbd::read::Reader;
 
 use crate::copier::CopyFailed;
 use crate::diff::{Chain, Changes, Scope, Visits, changes};
 use crate::map_trust::{History, Trust};
-use crate::object_copy::{CopyError, Side};
+use crate::object_copy::{CopyError, Parents, Side};
 
 /// A primary image and its copy.
 #[derive(Debug, Clone, Copy)]
@@ -66,6 +67,19 @@ impl Pair<'_> {
             return Ok(changes);
         }
         Ok(Changes { visits: Visits::all(self.objects_max()), settled: false })
+    }
+
+    /// What [`ObjectCopier::parents`](crate::object_copy::ObjectCopier) needs when the first step ends at `end`; `None` when
+    /// no parent shows in either image.
+    pub async fn parents(&self, end: SnapId) -> Result<Option<Parents>> {
+        if self.local.header.parent.is_none() && self.remote.header.parent_at(end).is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Parents {
+            remote: Reader::open(&self.remote.image, &self.remote.header, end).await?,
+            local: Reader::open(&self.local.image, &self.local.header, SnapId::HEAD).await?,
+            layout: *self.local.image.layout(),
+        }))
     }
 }
 

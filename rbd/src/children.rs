@@ -19,7 +19,7 @@ use crate::header::ImageHeader;
 use crate::header_update::HeaderUpdate;
 use crate::image::Image;
 use crate::layout::header_object;
-use crate::types::{ChildImage, ImageId, OpFeatures, ParentSpec, SnapshotNamespace};
+use crate::types::{ChildImage, ImageId, OpFeatures, ParentSpec, Snapshot, SnapshotNamespace};
 
 /// Object that lists v1 clones.
 const CHILDREN_OBJECT: &str = "rbd_children";
@@ -120,13 +120,50 @@ pub async fn attach(image: &Image, parent: &ParentSpec, overlap: u64, format: Cl
         CloneFormat::V2 => {
             let bit = OpFeatures::CLONE_CHILD;
             HeaderUpdate::of(image.id()).set_op_features(bit, bit).apply(header).await?;
-            let child = image.as_child();
-            let attach = HeaderUpdate::of(&parent.image).child_attach(parent.snap, &child);
-            match attach.apply(&parent_ioctx(header, parent)).await {
-                Err(error) if error.is(libc::EEXIST) => Ok(()),
-                other => other,
-            }
+            register_v2(image, parent).await
         }
+    }
+}
+
+/// Makes a clone one of another parent, from which it shows the same bytes or the right ones. May be repeated after a
+/// failure; one between the last two steps leaves it in the books of the old parent, from where [`forget_old_parents`]
+/// strikes it out. EINVAL when the head is no clone.
+pub async fn reattach(image: &Image, header: &ImageHeader, parent: &ParentSpec) -> Result<()> {
+    let Some(old) = &header.parent else {
+        let what = format!("cannot give image {} another parent: it is no clone", image.id());
+        return Err(Error::new(libc::EINVAL, what));
+    };
+    // The new parent knows the clone before it is one, and the old one until it is none: neither goes in between.
+    match header.clone_format() {
+        CloneFormat::V1 => attach_v1(image, parent).await?,
+        CloneFormat::V2 => register_v2(image, parent).await?,
+    }
+    let attach = HeaderUpdate::of(image.id()).parent_attach(parent, old.overlap, true);
+    attach.apply(image.header_ioctx()).await?;
+    detach_child(image, header).await
+}
+
+/// Strikes a v2 clone out of the books of snapshots of its parent's image that it is no clone of.
+pub async fn forget_old_parents(image: &Image, parent: &ParentSpec) -> Result<()> {
+    let ioctx = parent_ioctx(image.header_ioctx(), parent);
+    let header = ImageHeader::read(&ioctx, &parent.image).await?;
+    let in_trash = |snap: &&Snapshot| matches!(snap.namespace, SnapshotNamespace::Trash { .. });
+    for snap in header.snapshots.values().filter(in_trash).filter(|snap| snap.id != parent.snap) {
+        if v2_children(&ioctx, &parent.image, snap.id).await?.contains(&image.as_child()) {
+            let old = ParentSpec { snap: snap.id, ..parent.clone() };
+            let detach = HeaderUpdate::of(&old.image).child_detach(old.snap, &image.as_child());
+            detach.apply(&ioctx).await.optional()?;
+            remove_unused_trash_snapshot(&ioctx, &old).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn register_v2(image: &Image, parent: &ParentSpec) -> Result<()> {
+    let attach = HeaderUpdate::of(&parent.image).child_attach(parent.snap, &image.as_child());
+    match attach.apply(&parent_ioctx(image.header_ioctx(), parent)).await {
+        Err(error) if error.is(libc::EEXIST) => Ok(()),
+        other => other,
     }
 }
 

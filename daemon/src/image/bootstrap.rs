@@ -11,7 +11,7 @@ use journal::image_journal::ImageJournal;
 use journal::types::{ClientData, MirrorPeerState};
 use rados::error::ResultExt;
 use rados::{Error, IoCtx, PoolId, Result, SnapId};
-use rbd::children::CloneFormat;
+use rbd::children::{self, CloneFormat};
 use rbd::create::{self, NewImage};
 use rbd::header::ImageHeader;
 use rbd::image::Image;
@@ -20,6 +20,7 @@ use rbd::mirroring::{GlobalImageId, MirrorImage, MirrorImageMode, MirrorImageSta
 use rbd::removal_mark::{self, Marking};
 use rbd::remove::{RemoveOptions, remove_image};
 use rbd::types::ParentSpec;
+use rbd::watch_notify::notify_header_update;
 use rbd::{Features, ImageId, MirrorSnapshotState, Snapshot, directory};
 
 use super::{ImageContext, name};
@@ -305,6 +306,57 @@ async fn local_parent(
 
     let format = remote.header.clone_format();
     Ok((ParentSpec { pool: local_pool, namespace: spec.namespace.clone(), image: local_id, snap }, format))
+}
+
+/// Whether a clone's copy has the right parent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Parentage {
+    /// It is a clone of the counterpart of what the primary is a clone of, or one of the two is no clone.
+    Right,
+    /// It should be a clone of this one: the parent was brought in line or made anew, and its snapshot with it.
+    Wrong(ParentSpec),
+    /// What it should be a clone of is not known.
+    Unknown,
+}
+
+/// Looks whether the copy of a clone has the right parent.
+pub async fn parentage(ctx: &ImageContext, local: &ImageHeader, remote: &OpenImage) -> Result<Parentage> {
+    let (Some(_), Some(ours), Some(theirs)) = (&local.parent, &local.parent_spec, &remote.header.parent_spec)
+    else {
+        return Ok(Parentage::Right);
+    };
+    match local_parent(ctx, remote, theirs).await {
+        Ok((right, _)) if right == *ours => Ok(Parentage::Right),
+        Ok((right, _)) => Ok(Parentage::Wrong(right)),
+        Err(ParentError::Missing(why)) => {
+            tracing::debug!(image = %ctx.global_image_id, "the right parent of the copy is not known: {why}");
+            Ok(Parentage::Unknown)
+        }
+        Err(ParentError::Rados(error)) => Err(error),
+    }
+}
+
+/// Gives the copy of a clone the right parent, whose exclusive lock is held. Answers whether it has it then; the header
+/// of `local` is fresh.
+pub async fn follow_parent(ctx: &ImageContext, local: &mut OpenImage, remote: &OpenImage) -> Result<bool> {
+    match parentage(ctx, &local.header, remote).await? {
+        Parentage::Right => Ok(true),
+        Parentage::Unknown => Ok(false),
+        Parentage::Wrong(right) => {
+            let old = local.header.parent_spec.clone();
+            tracing::warn!(
+                image = %ctx.global_image_id,
+                "the copy '{}' is a clone of {old:?}: making it one of {right:?} as its primary is",
+                local.image.name()
+            );
+            let what = || format!("cannot give the copy '{}' the parent of its primary", local.image.name());
+            children::reattach(&local.image, &local.header, &right).await.context(what())?;
+            local.refresh().await?;
+            let (ioctx, id) = (ctx.local.clone(), local.image.id().clone());
+            tokio::spawn(async move { notify_header_update(&ioctx, &id).await });
+            Ok(true)
+        }
+    }
 }
 
 /// True while the local copy of a parent in journal mode is being made: its snapshots may not be whole yet.

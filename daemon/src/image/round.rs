@@ -185,6 +185,12 @@ impl Session<'_> {
         if visits.is_empty() && sync.mode == CopyMode::Clean {
             return Ok(None);
         }
+        let first =
+            begun.steps.steps().first().filter(|_| sync.mode == CopyMode::Repair && !self.parent_known);
+        let parents = match first {
+            Some(step) => self.pair().parents(step.remote).await?,
+            None => None,
+        };
         let stop = self.ctx.cancel.child_token();
         let (progress, mut published) = watch::channel(CopyProgress::default());
         let copier = Copier {
@@ -198,6 +204,7 @@ impl Session<'_> {
                 resumed: sync.resume.is_some() || !sync.discard.is_empty(),
                 has_parent: self.local.header.parent_spec.is_some(),
                 copy_up_at: self.copy_up_at(begun),
+                parents,
                 budget: self.ctx.shared.budget.part(),
                 cancel: stop.clone(),
             },

@@ -22,7 +22,7 @@ use rbd::image::{Image, OpenImage};
 use rbd::image_state::{read_image_state, resync_key};
 use rbd::mirroring::{Mirroring, StatusState};
 use rbd::watch_notify::notify_header_update;
-use rbd::{Features, MirrorSnapshotState, Snapshot};
+use rbd::{Features, MirrorSnapshotState, Snapshot, children};
 use snapshot::begin::{Identity, read_marker};
 use snapshot::link::link_to_peer;
 use snapshot::plan::{Chores, Plan, Stop, View, chores, plan};
@@ -30,6 +30,7 @@ use snapshot::prune;
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinError, JoinHandle};
 
+use super::bootstrap::Parentage;
 use super::lifeline::Lifeline;
 use super::name::NameFollower;
 use super::remote_watch::RemoteWatch;
@@ -44,6 +45,9 @@ const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(300);
 const WAITING_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// How often an image that is being promoted is looked at.
 pub(super) const PROMOTION_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether the parent of a clone's copy is still the right one.
+const PARENT_CHECK_INTERVAL: Duration = Duration::from_secs(120);
 
 /// How long the last mirror-snapshot to be superseded is kept: whoever began to promote the image by force just before
 /// then rolls back to it.
@@ -85,6 +89,9 @@ pub struct Session<'a> {
     /// To be answered when the copy has what the primary had when they were taken.
     flushing: Vec<oneshot::Sender<()>>,
     name: NameFollower,
+    /// When it was looked whether the copy of a clone has the right parent, and whether it surely has.
+    parent_looked_at: Option<Instant>,
+    pub(super) parent_known: bool,
     /// What of the newest image state could not be applied, as sentences, and since when.
     not_applied: (Vec<String>, Instant),
 }
@@ -120,6 +127,8 @@ impl<'a> Session<'a> {
             pruning: None,
             flushing: Vec::new(),
             name: NameFollower::default(),
+            parent_looked_at: None,
+            parent_known: true,
             not_applied: (Vec::new(), Instant::now()),
         };
         session.remote.refresh().await?;
@@ -175,6 +184,7 @@ impl<'a> Session<'a> {
             let before = std::mem::replace(&mut self.seen, now);
             if matches!(plan, Plan::Sync(_) | Plan::Idle | Plan::AwaitRemote) {
                 self.follow_name().await?;
+                self.follow_parent(matches!(plan, Plan::Sync(_))).await?;
             }
             match plan {
                 Plan::Sync(sync) => {
@@ -224,6 +234,7 @@ impl<'a> Session<'a> {
                 Plan::Idle | Plan::Stop(Stop::RemoteNotPrimary) if self.may_be_rolled_back_to().is_some() => {
                     PRUNE_DELAY
                 }
+                Plan::Idle if self.local.header.parent.is_some() => PARENT_CHECK_INTERVAL,
                 Plan::Idle if self.not_applied.0.is_empty() => IDLE_CHECK_INTERVAL,
                 _ => WAITING_CHECK_INTERVAL,
             };
@@ -421,6 +432,27 @@ impl<'a> Session<'a> {
 
     pub(super) fn say(&self, state: StatusState, description: &str) {
         self.ctx.publish(Report::new(state, description), self.local.image.name());
+    }
+
+    /// Gives the copy of a clone the right parent; looks for it now and then unless it must be known.
+    async fn follow_parent(&mut self, must_be_known: bool) -> Result<()> {
+        let known = self.parent_looked_at.is_some_and(|at| at.elapsed() < PARENT_CHECK_INTERVAL);
+        if self.local.header.parent.is_none() || known && !must_be_known {
+            return Ok(());
+        }
+        if let (None, Some(parent)) = (self.parent_looked_at, &self.local.header.parent_spec) {
+            children::forget_old_parents(&self.local.image, parent).await?;
+        }
+        self.parent_looked_at = Some(Instant::now());
+        let parentage = bootstrap::parentage(self.ctx, &self.local.header, &self.remote).await?;
+        if let Parentage::Wrong(_) = parentage {
+            if self.local.header.features.has(Features::EXCLUSIVE_LOCK) {
+                self.lock.acquire().await?;
+            }
+            bootstrap::follow_parent(self.ctx, &mut self.local, &self.remote).await?;
+        }
+        self.parent_known = parentage != Parentage::Unknown;
+        Ok(())
     }
 
     /// Says how far the copy is, or what about it is not as its primary is, though its data is.

@@ -74,6 +74,7 @@ impl World {
                 resumed,
                 has_parent: false,
                 copy_up_at: Vec::new(),
+                parents: None,
                 budget: Budget::new(64 << 10).part(),
                 cancel: cancel.clone(),
             },

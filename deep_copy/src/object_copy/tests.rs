@@ -224,6 +224,7 @@ impl World {
             resumed,
             has_parent: self.parent.is_some(),
             copy_up_at: Vec::new(),
+            parents: None,
             budget: crate::budget::Budget::new(1 << 20).part(),
             cancel: CancellationToken::new(),
         }

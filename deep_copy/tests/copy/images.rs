@@ -106,6 +106,7 @@ impl Mirrored {
                 resumed: false,
                 has_parent: local_header.parent.is_some(),
                 copy_up_at: Vec::new(),
+                parents: None,
                 budget: Budget::new(32 << 20).part(),
                 cancel: CancellationToken::new(),
             },

@@ -146,6 +146,7 @@ impl World {
                 resumed,
                 has_parent: false,
                 copy_up_at: Vec::new(),
+                parents: None,
                 budget: Budget::new(4 << 20).part(),
                 cancel: CancellationToken::new(),
             },

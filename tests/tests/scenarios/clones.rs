@@ -71,3 +71,49 @@ async fn copied_up_objects_arrive_whole() -> Result<()> {
     }
     stage.strike().await
 }
+
+/// The copy of a parent went astray, and is brought in line: its snapshots are made anew, and its clones become clones of
+/// these.
+#[tokio::test(flavor = "multi_thread")]
+async fn clones_follow_a_parent_that_is_brought_in_line() -> Result<()> {
+    let stage = Stage::set("astray-parents").await?;
+    let (a, b) = (&stage.clusters.a, &stage.clusters.b);
+    let mut daemon = stage.daemon(b).await?;
+    for (mode, parent, clone) in [("snapshot", "sp", "sc"), ("journal", "jp", "jc")] {
+        let (parent_spec, clone_spec) = (stage.spec(parent), stage.spec(clone));
+        a.create_image(&parent_spec, 8 * MIB, &[]).await?;
+        a.apply(&parent_spec, Extents::default().fill(0, 8 * MIB, 1)).await?;
+        a.snap_create(&format!("{parent_spec}@base")).await?;
+        a.clone_image(&format!("{parent_spec}@base"), &clone_spec, 2).await?;
+        let content = a.sha256(&clone_spec).await?;
+        for image in [parent, clone] {
+            a.rbd(&["mirror", "image", "enable", &stage.spec(image), mode]).await?;
+            stage.state(b, image, "up+replaying").await?;
+        }
+        let same = async || Ok(b.sha256(&clone_spec).await? == content);
+        until("the clone to be copied", same).await?;
+
+        // In the snapshot and the head alike: nothing was written since.
+        let (copy, _) = stage.b.open(&parent_spec).await?;
+        let object = copy.data_object(rbd::ObjectNumber(1));
+        let spoil = b.tool("rados").args(["-p", &stage.pool, "put", &object, "-", "--offset", "4096"]);
+        spoil.stdin(b"astray").run().await?;
+        ensure!(b.sha256(&clone_spec).await? != content, "the clone does not show its parent");
+        b.rbd(&["mirror", "image", "resync", &parent_spec]).await?;
+        until("the parent to be brought in line", async || {
+            Ok(b.sha256(&parent_spec).await? == a.sha256(&parent_spec).await?)
+        })
+        .await?;
+        stage.state(b, parent, "up+replaying").await?;
+        b.rbd(&["mirror", "image", "resync", &clone_spec]).await?;
+        until("the clone to show the right parent", same).await?;
+        stage.state(b, clone, "up+replaying").await?;
+        until("the old snapshot of the parent to go", async || {
+            let list = b.rbd_json(&["snap", "ls", "--all", &parent_spec]).await?;
+            Ok(list.as_array().is_some_and(|all| all.iter().all(|snap| snap["namespace"]["type"] != "trash")))
+        })
+        .await?;
+    }
+    daemon.stop(LIMIT).await?;
+    stage.strike().await
+}

@@ -293,6 +293,13 @@ impl Session<'_> {
         let pair = Pair { local: &self.local.image, remote: &self.remote.image };
         let maps = local_maps::load(pair.local, &begun.steps).await?;
         let end = begun.steps.remote_ends().last().copied().unwrap_or(SnapId::HEAD);
+        let known = bootstrap::parentage(self.ctx, &pair.local.header, pair.remote).await?;
+        let first = begun.steps.steps().first();
+        let unknown = begun.marker.repair && known == bootstrap::Parentage::Unknown;
+        let parents = match first.filter(|_| unknown) {
+            Some(step) => pair.parents(step.remote).await?,
+            None => None,
+        };
         let mut visits = if begun.marker.repair {
             Visits::all(pair.objects_max())
         } else {
@@ -321,6 +328,7 @@ impl Session<'_> {
                 has_parent: pair.local.header.parent_spec.is_some(),
                 // No local snapshot is older than the copy but those that are of no use any more.
                 copy_up_at: Vec::new(),
+                parents,
                 budget: self.ctx.shared.budget.part(),
                 cancel,
             },

@@ -191,6 +191,7 @@ impl<'a> Session<'a> {
                     None => continue,
                 }
             }
+            bootstrap::follow_parent(self.ctx, &mut self.local.image, &self.remote.image).await?;
             let end = match plan {
                 Plan::FirstCopy => self.first_copy().await?,
                 Plan::Resync(why) => self.resync(why).await?,
