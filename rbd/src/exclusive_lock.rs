@@ -27,7 +27,8 @@
 //! waited for all the same, however long that takes. Until then the lock stays where it is: others see its owner live, or, when
 //! this process or its connection ends first, dead, and then they fence it before they take the lock.
 //!
-//! As the owner we carry out no operation for others (snapshots, resizing, …): with [`RequestPolicy::HandOver`] the asker
+//! As the owner we carry out one operation for others, whatever the policy: the removal of a snapshot in the trash
+//! namespace, which whoever removes its last clone asks for. No other (snapshots, resizing, …): with [`RequestPolicy::HandOver`] the asker
 //! is told that we can't (EOPNOTSUPP) and librbd then asks for the lock and does it himself; with
 //! [`RequestPolicy::Refuse`] he is told EROFS.
 //!

@@ -21,7 +21,7 @@ use rbd::removal_mark::{self, Marking};
 use rbd::remove::{RemoveOptions, remove_image};
 use rbd::types::ParentSpec;
 use rbd::watch_notify::notify_header_update;
-use rbd::{Features, ImageId, MirrorSnapshotState, Snapshot, directory};
+use rbd::{Features, ImageId, MirrorSnapshotState, Snapshot, SnapshotNamespace, directory};
 
 use super::{ImageContext, name};
 
@@ -181,6 +181,7 @@ pub async fn create_local(
             Err(ParentError::Missing(why)) => {
                 return Ok(Made::Awaits(format!("waiting for the copy of the parent: {why}")));
             }
+            Err(ParentError::Removed(why)) => return Err(Error::new(libc::ENOENT, why)),
             Err(ParentError::Rados(error)) => return Err(error),
         },
         None => None,
@@ -259,6 +260,8 @@ async fn local_data_pool(ctx: &ImageContext, remote: &OpenImage) -> Result<Optio
 enum ParentError {
     /// What is missing for now.
     Missing(String),
+    /// The snapshot was removed by its user, and no copy of it will come.
+    Removed(String),
     /// A cluster failed.
     Rados(Error),
 }
@@ -300,9 +303,19 @@ async fn local_parent(
     {
         return Err(missing(format!("the copy of parent image {} is being made", spec.image)));
     }
-    let snap = local_parent_snapshot(&parent.header, &remote_parents, spec).await?;
-    let snap = snap
-        .ok_or_else(|| missing(format!("snapshot {} of image {} has no copy yet", spec.snap, spec.image)))?;
+    let Some(snap) = local_parent_snapshot(&parent.header, &remote_parents, spec).await? else {
+        return Err(match ImageHeader::read(&remote_parents, &spec.image).await?.snapshots.get(&spec.snap) {
+            Some(Snapshot { namespace: SnapshotNamespace::Trash { original_name, .. }, .. }) => {
+                let name = remote.image.name();
+                ParentError::Removed(format!(
+                    "cannot copy the clone '{name}': its parent's snapshot '{original_name}' was removed at the primary \
+                     before the clone was copied and is kept there in the trash namespace for its clones alone; run 'rbd \
+                     flatten' on '{name}' at the primary"
+                ))
+            }
+            _ => missing(format!("snapshot {} of image {} has no copy yet", spec.snap, spec.image)),
+        });
+    };
 
     let format = remote.header.clone_format();
     Ok((ParentSpec { pool: local_pool, namespace: spec.namespace.clone(), image: local_id, snap }, format))
@@ -328,7 +341,7 @@ pub async fn parentage(ctx: &ImageContext, local: &ImageHeader, remote: &OpenIma
     match local_parent(ctx, remote, theirs).await {
         Ok((right, _)) if right == *ours => Ok(Parentage::Right),
         Ok((right, _)) => Ok(Parentage::Wrong(right)),
-        Err(ParentError::Missing(why)) => {
+        Err(ParentError::Missing(why) | ParentError::Removed(why)) => {
             tracing::debug!(image = %ctx.global_image_id, "the right parent of the copy is not known: {why}");
             Ok(Parentage::Unknown)
         }

@@ -180,6 +180,7 @@ impl World {
             journal: Arc::new(settings.journal),
             object_map_trust: settings.object_map_trust,
             changed: Arc::default(),
+            flushes: Default::default(),
             report: sender,
             cancel: cancel.clone(),
         };

@@ -14,17 +14,21 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
+use rados::error::ResultExt;
 use rados::{Error, ErrorClass, Gate, IoCtx, NotifyReply, Result};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::{LockOptions, LockReport, LockState, RequestPolicy, object_map_lock};
+use crate::header::ImageHeader;
+use crate::image::Image;
 use crate::layout::header_object;
 use crate::managed_lock::{Attempt, ManagedLock};
-use crate::types::ImageId;
+use crate::snapshots::{self, Removal};
+use crate::types::{ImageId, Snapshot, SnapshotNamespace};
 use crate::watch_notify::{
     AsyncRequestId, ClientId, HeaderEvent, HeaderWatch, Notification, Operation, Responder,
-    next_request_number, notify, owner_response,
+    next_request_number, notify, notify_header_update, owner_response,
 };
 
 /// Pause before the lock is asked for again after an error, or when nobody answered.
@@ -115,6 +119,57 @@ pub(super) struct Task {
     /// News on their way. Nothing waits for them: a watcher who died lately holds them up for seconds.
     announcements: FuturesUnordered<BoxFuture<'static, ()>>,
     ending: Option<Ending>,
+}
+
+/// Carries out an operation that somebody asked for, and tells its end: by a notification, or old clients by the answer.
+/// Goes on when the lock is given up meanwhile.
+async fn carry_out(
+    ioctx: IoCtx,
+    image: ImageId,
+    request: AsyncRequestId,
+    responder: Responder,
+    operation: impl Future<Output = Result<()>>,
+) {
+    let mut waits = Some(responder);
+    if !request.is_empty()
+        && let Some(responder) = waits.take()
+    {
+        responder.respond(0);
+    }
+    let done = operation.await;
+    if let Err(error) = &done {
+        tracing::info!("{error}");
+    }
+    let result = done.err().map_or(0, |error| -error.errno());
+    match waits {
+        Some(responder) => responder.respond(result),
+        None => {
+            let complete = Notification::AsyncComplete { request, result };
+            if let Err(error) = notify(&ioctx, &image, &complete).await {
+                tracing::debug!("the end of an operation was not heard by everybody: {error}");
+            }
+        }
+    }
+}
+
+/// Removes a snapshot in the trash namespace, whose last clone is gone. Whoever removes that clone asks for it, and it
+/// touches nothing that the owner of the lock works on. EBUSY when it has clones, ENOENT when there is none.
+async fn remove_from_trash(ioctx: IoCtx, image: ImageId, name: String) -> Result<()> {
+    let what = || format!("cannot remove snapshot '{name}' in the trash of image {image}");
+    let header = ImageHeader::read(&ioctx, &image).await.context(what())?;
+    let in_trash =
+        |snap: &&Snapshot| snap.name == name && matches!(snap.namespace, SnapshotNamespace::Trash { .. });
+    let found = header.snapshots.values().find(in_trash).map(|snap| snap.id);
+    let snap = found.ok_or_else(|| Error::new(libc::ENOENT, what()))?;
+    let handle = Image::of(&ioctx, "", &header);
+    match snapshots::remove(&handle, &header, snap).await.context(what())? {
+        Removal::KeptForClones => return Err(Error::new(libc::EBUSY, what())),
+        Removal::Gone => {}
+    }
+    if let Err(error) = notify_header_update(&ioctx, &image).await {
+        tracing::debug!("not everybody was told of a change: {error}");
+    }
+    Ok(())
 }
 
 impl Task {
@@ -444,7 +499,21 @@ impl Task {
             }
             HeaderEvent::Operation { request, operation, responder } => {
                 tracing::debug!("{:?} asks for {operation:?} of image {}", request.client, self.image);
-                self.wanted_by(request.client, responder, -libc::EOPNOTSUPP);
+                match operation {
+                    Operation::SnapRemove { namespace: SnapshotNamespace::Trash { .. }, name }
+                        if self.lock.is_held() =>
+                    {
+                        let removal = remove_from_trash(self.ioctx.clone(), self.image.clone(), name);
+                        tokio::spawn(carry_out(
+                            self.ioctx.clone(),
+                            self.image.clone(),
+                            request,
+                            responder,
+                            removal,
+                        ));
+                    }
+                    _ => self.wanted_by(request.client, responder, -libc::EOPNOTSUPP),
+                }
             }
             HeaderEvent::Progress { request, .. } => {
                 if let Some(asked) = self.asked.get_mut(&request) {

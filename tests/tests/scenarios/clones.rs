@@ -117,3 +117,70 @@ async fn clones_follow_a_parent_that_is_brought_in_line() -> Result<()> {
     daemon.stop(LIMIT).await?;
     stage.strike().await
 }
+
+/// A snapshot that was removed and is kept for its clones alone: what was copied before goes with the last clone at the
+/// copy's site, whose removal by stock tools asks the daemon for it; a clone that was not copied before is an error.
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_in_the_trash() -> Result<()> {
+    let stage = Stage::set("trashed-parents").await?;
+    let (a, b) = (&stage.clusters.a, &stage.clusters.b);
+    let mut daemon = stage.daemon(b).await?;
+    let in_trash = async |spec: &str| -> Result<usize> {
+        let list = b.rbd_json(&["snap", "ls", "--all", spec]).await?;
+        let trash = list.as_array().into_iter().flatten().filter(|snap| snap["namespace"]["type"] == "trash");
+        Ok(trash.count())
+    };
+    for (mode, name) in [("snapshot", "sp"), ("journal", "jp")] {
+        let parent = stage.spec(name);
+        let [local, clone, late] =
+            ["local", "clone", "late"].map(|kind| stage.spec(&format!("{name}-{kind}")));
+        a.create_image(&parent, 8 * MIB, &[]).await?;
+        a.apply(&parent, Extents::default().fill(0, 8 * MIB, 1)).await?;
+        a.snap_create(&format!("{parent}@base")).await?;
+        a.clone_image(&format!("{parent}@base"), &clone, 2).await?;
+        a.clone_image(&format!("{parent}@base"), &late, 2).await?;
+        for image in [&parent, &clone] {
+            a.rbd(&["mirror", "image", "enable", image, mode]).await?;
+            b.wait_mirror_state(image, "up+replaying", LIMIT).await?;
+        }
+        let content = b.sha256(&clone).await?;
+        // A clone of the copy, as for a look at its data.
+        b.clone_image(&format!("{parent}@base"), &local, 2).await?;
+        a.snap_remove(&format!("{parent}@base")).await?;
+        if mode == "snapshot" {
+            a.mirror_snapshot(&parent).await?;
+        }
+        until("the snapshot to be in the trash", async || Ok(in_trash(&parent).await? == 1)).await?;
+
+        a.rbd(&["mirror", "image", "enable", &late, mode]).await?;
+        until("the late clone to be refused", async || {
+            let status = a.mirror_status(&late).await?;
+            let there = &status["peer_sites"][0];
+            let text = there["description"].as_str().unwrap_or_default();
+            Ok(there["state"] == "up+error" && text.contains("trash namespace") && !text.contains(','))
+        })
+        .await?;
+        a.flatten(&late).await?;
+        if mode == "snapshot" {
+            a.mirror_snapshot(&late).await?;
+        }
+        b.wait_mirror_state(&late, "up+replaying", LIMIT).await?;
+        until("the flattened clone to be copied", async || {
+            Ok(b.sha256(&late).await? == a.sha256(&late).await?)
+        })
+        .await?;
+
+        a.rbd(&["mirror", "image", "disable", &clone]).await?;
+        until("the copy of the clone to go", async || {
+            Ok(!b.rbd_json(&["ls", &stage.pool]).await?.to_string().contains("-clone"))
+        })
+        .await?;
+        ensure!(b.sha256(&local).await? == content, "the clone of the copy changed");
+        ensure!(in_trash(&parent).await? == 1, "a snapshot with a clone is gone");
+        b.rbd(&["rm", "--no-progress", &local]).await?;
+        until("the snapshot to go with its last clone", async || Ok(in_trash(&parent).await? == 0)).await?;
+        stage.state(b, name, "up+replaying").await?;
+    }
+    daemon.stop(LIMIT).await?;
+    stage.strike().await
+}
