@@ -86,6 +86,13 @@ impl PeerConnector {
 
     /// How [`PeerConnector::connect`] connects.
     pub fn peer_options(&self, peer: &RemotePeer) -> Result<ConnectOptions> {
+        if !is_plain(&peer.client_name) {
+            let what = format!(
+                "the client name {:?} of peer {} is no name of a client: set another one with 'rbd mirror pool peer set'",
+                peer.client_name, peer.uuid
+            );
+            return Err(Error::new(libc::EINVAL, what));
+        }
         // A file that describes our own cluster says nothing about a peer of the same name.
         let own = self.conf_file.as_ref();
         let conf_file =
@@ -99,7 +106,11 @@ impl PeerConnector {
             return Err(Error::new(libc::EINVAL, what));
         }
         Ok(ConnectOptions {
-            cluster_name: peer.site_name.clone(),
+            // Names of files are made of it, too.
+            cluster_name: match is_plain(&peer.site_name) {
+                true => peer.site_name.clone(),
+                false => "ceph".to_string(),
+            },
             client_name: peer.client_name.clone(),
             no_conf_file: conf_file.is_none(),
             conf_file,
@@ -119,11 +130,20 @@ impl PeerConnector {
         options
     }
 
+    /// Where the file of a site may be; nowhere when its name would lead to another folder.
     fn conf_places(&self, site_name: &str) -> Vec<PathBuf> {
+        if !is_plain(site_name) {
+            return Vec::new();
+        }
         let beside = self.conf_file.as_ref().and_then(|own| own.parent());
         let beside = beside.map(|folder| folder.join(format!("{site_name}.conf")));
         beside.into_iter().chain(default_conf_places(site_name)).collect()
     }
+}
+
+/// True for a name that may be part of the name of a file: peers of ours write such names into our pools.
+fn is_plain(name: &str) -> bool {
+    !name.is_empty() && !name.starts_with('.') && !name.contains(|c: char| c == '/' || c.is_control())
 }
 
 /// Where Ceph looks for a cluster's configuration file.
@@ -178,5 +198,24 @@ mod tests {
         let found = of("mine.conf").peer_options(&peer("")).unwrap();
         assert_eq!(found.conf_file, Some(folder.path().join("no-such-site.conf")));
         assert!(of("no-such-site.conf").peer_options(&peer("")).is_err());
+    }
+
+    #[test]
+    fn names_do_not_lead_to_other_folders() {
+        let folder = tempfile::tempdir().unwrap();
+        let (ours, theirs) = (folder.path().join("etc"), folder.path().join("theirs.conf"));
+        std::fs::create_dir(&ours).unwrap();
+        std::fs::write(&theirs, "[global]\n").unwrap();
+        let connector = PeerConnector { conf_file: Some(ours.join("mine.conf")), ..Default::default() };
+        for site_name in ["../theirs", theirs.to_str().unwrap().trim_end_matches(".conf"), ".", "", "a\nb"] {
+            let peer = RemotePeer { site_name: site_name.into(), ..peer("10.0.0.2") };
+            let options = connector.peer_options(&peer).unwrap();
+            assert!(
+                options.conf_file.is_none() && options.cluster_name == "ceph",
+                "{site_name:?}: {options:?}"
+            );
+        }
+        let peer = RemotePeer { client_name: "client.a/../../root".into(), ..peer("10.0.0.2") };
+        assert!(connector.peer_options(&peer).is_err_and(|error| error.is(libc::EINVAL)));
     }
 }

@@ -7,6 +7,8 @@
 //! Reference: `src/common/admin_socket.cc`, `src/pybind/ceph_daemon.py`.
 
 use std::future::Future;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,14 +51,29 @@ pub struct AdminSocket {
 }
 
 impl AdminSocket {
-    /// Listens at `path`. A socket that a dead daemon left there is replaced; one that answers is not.
+    /// Listens at `path`. A socket that a dead daemon left there is replaced; one that answers is not, and neither is
+    /// anything that is no socket.
     pub fn bind(path: &Path) -> anyhow::Result<Self> {
         let what = || format!("cannot listen at the admin socket '{}'", path.display());
-        if path.exists() {
-            if std::os::unix::net::UnixStream::connect(path).is_ok() {
-                anyhow::bail!("the admin socket '{}' belongs to another running daemon", path.display());
+        match std::fs::symlink_metadata(path) {
+            Ok(there) if !there.file_type().is_socket() => {
+                anyhow::bail!(
+                    "{}: a file that is no socket is there already; remove it or set admin_socket to another path",
+                    what()
+                );
             }
-            std::fs::remove_file(path).with_context(what)?;
+            Ok(_) => match std::os::unix::net::UnixStream::connect(path) {
+                Err(e) if e.kind() == ErrorKind::ConnectionRefused => {
+                    std::fs::remove_file(path).with_context(what)?;
+                }
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                Err(e) => return Err(e).with_context(what),
+                Ok(_) => {
+                    anyhow::bail!("the admin socket '{}' belongs to another running daemon", path.display())
+                }
+            },
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => return Err(e).with_context(what),
         }
         let listener = UnixListener::bind(path).with_context(what)?;
         Ok(AdminSocket { listener, path: path.to_path_buf() })
@@ -211,6 +228,24 @@ mod tests {
         assert!(command(json!({"prefix": "help me"})).is_err());
         assert!(command(json!({"prefix": 3})).is_err());
         assert!(parse(b"{").is_err());
+    }
+
+    #[tokio::test]
+    async fn only_dead_sockets_are_replaced() -> anyhow::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let (file, link, dead) =
+            (folder.path().join("file"), folder.path().join("link"), folder.path().join("dead"));
+        std::fs::write(&file, "precious")?;
+        std::os::unix::fs::symlink(&file, &link)?;
+        for path in [&file, &link] {
+            assert!(AdminSocket::bind(path).is_err(), "{}", path.display());
+        }
+        assert_eq!(std::fs::read_to_string(&link)?, "precious");
+        drop(std::os::unix::net::UnixListener::bind(&dead)?);
+        let alive = AdminSocket::bind(&dead)?;
+        assert!(AdminSocket::bind(&dead).is_err(), "a living daemon's socket was taken");
+        drop(alive);
+        Ok(())
     }
 
     #[tokio::test]

@@ -1,6 +1,12 @@
 //! What an image's task publishes about itself: the one source of status, metrics and admin socket.
 
+use std::borrow::Cow;
+
+use rados::text::visible;
 use rbd::mirroring::StatusState;
+
+/// How descriptions begin in which Ceph writes a comma.
+const CEPH_PREFIXES: [&str; 2] = ["replaying, ", "bootstrapping, "];
 
 /// A mirrored image's report, published through a `watch` channel.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,12 +21,16 @@ pub struct Report {
 }
 
 impl Report {
-    /// A report of `state`. Commas of a text that is not followed by a JSON object become semicolons.
+    /// A report of `state`. Control characters in the description, which may come from a remote cluster, become visible;
+    /// and commas of a text that is not followed by a JSON object become semicolons.
     pub fn new(state: StatusState, description: impl Into<String>) -> Self {
-        let mut description = description.into();
-        if !description.starts_with("replaying, {") {
-            description = description.replace(',', ";");
-        }
+        let description: String = description.into();
+        let description = match visible(&description) {
+            Cow::Borrowed(_) => description,
+            Cow::Owned(visible) => visible,
+        };
+        let of_ceph = description.starts_with("replaying, {");
+        let description = if of_ceph { description } else { description.replace(',', ";") };
         Report { state, description, image_name: String::new() }
     }
 }
@@ -36,10 +46,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_text_has_a_comma_but_that_of_a_replaying_image() {
-        let described = |text: &str| Report::new(StatusState::Error, text).description;
-        assert_eq!(described("cannot read a, b: c"), "cannot read a; b: c");
-        assert_eq!(described("replaying, {\"a\":1,\"b\":2}"), "replaying, {\"a\":1,\"b\":2}");
-        assert_eq!(described("replaying, and so on"), "replaying; and so on");
+    fn descriptions_are_fit_for_terminals_and_parsers() {
+        let of = |text: &str| Report::new(StatusState::Error, text).description;
+        assert_eq!(of("cannot open 'a\x1b[2J', 'b'\n"), "cannot open 'a\\u{1b}[2J'; 'b'\\n");
+        assert_eq!(of("replaying, {\"a\":1,\"b\":2}"), "replaying, {\"a\":1,\"b\":2}");
+        assert_eq!(of("replaying, and so on"), "replaying; and so on");
     }
 }

@@ -27,6 +27,7 @@ mod librados;
 pub mod lock;
 pub mod op;
 pub mod severable;
+pub mod text;
 pub mod types;
 
 pub use backend::{Backend, Location, NotifyAnswer, NotifyReply, Pending, Watch, WatchEvent};

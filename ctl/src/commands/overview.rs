@@ -63,7 +63,10 @@ pub async fn run(request: &Request, args: &StatusArgs) -> Result<(), Failure> {
     }
     // Once it has begun, a look that fails is no reason to end.
     loop {
-        let shown = if on_terminal { format!("{CLEAR}{}", cut_to_terminal(&text)) } else { text };
+        let shown = match on_terminal {
+            true => format!("{CLEAR}{}", cut_to_terminal(&output::shown(&text))),
+            false => text,
+        };
         if !output::put_if_read(&shown)? {
             return Ok(());
         }

@@ -30,7 +30,7 @@ impl Bar {
 
     /// Shows a remark behind the bar.
     pub fn remark(&self, remark: &str) {
-        self.bar.set_prefix(remark.to_string());
+        self.bar.set_prefix(rados::text::visible(remark).into_owned());
     }
 
     /// Moves the clock on by itself while nothing else happens.

@@ -5,7 +5,10 @@ pub mod document;
 pub mod table;
 pub mod time;
 
-use std::io::{ErrorKind, Write};
+use std::borrow::Cow;
+use std::io::{ErrorKind, IsTerminal, Write};
+
+use rados::text::visible_but;
 
 pub use bar::Bar;
 pub use document::Document;
@@ -29,7 +32,12 @@ pub fn document(args: &FormatArgs) -> Result<Option<Document>, Failure> {
 
 /// Prints data. That nobody reads it (any more) is no failure.
 pub fn put(text: &str) -> Result<(), Failure> {
-    put_if_read(text).map(drop)
+    put_if_read(&shown(text)).map(drop)
+}
+
+/// Data as a terminal may show it: names and descriptions in it may come from another site. Programs get it as it is.
+pub fn shown(text: &str) -> Cow<'_, str> {
+    if std::io::stdout().is_terminal() { visible_but(text, &['\n', '\t']) } else { Cow::Borrowed(text) }
 }
 
 /// Prints data; false when nobody reads it (any more).
@@ -45,5 +53,5 @@ pub fn put_if_read(text: &str) -> Result<bool, Failure> {
 /// Prints a sentence for people.
 pub fn complain(sentence: &str) {
     // There is nowhere left to say that this failed.
-    let _ = writeln!(std::io::stderr().lock(), "{PROGRAM}: {sentence}");
+    let _ = writeln!(std::io::stderr().lock(), "{PROGRAM}: {}", visible_but(sentence, &['\n', '\t']));
 }

@@ -23,6 +23,7 @@ use deep_copy::ids::SnapIds;
 use deep_copy::map_trust::Trust;
 use journal::budget::Budget as JournalBudget;
 use journal::tail::PollBudget;
+use rados::text::visible;
 use rados::{ErrorClass, IoCtx, PoolId, Result};
 use rbd::mirroring::{MirrorImageMode, MirrorImageState, StatusState};
 use tokio::sync::{Notify, watch};
@@ -150,7 +151,7 @@ impl ImageContext {
     }
 
     fn publish(&self, mut report: Report, image_name: &str) {
-        report.image_name = image_name.to_string();
+        report.image_name = visible(image_name).into_owned();
         self.report.send_if_modified(|published| {
             let changed = *published != report;
             *published = report;
