@@ -13,6 +13,7 @@ pub mod options;
 pub mod peer_ping;
 pub mod pool_replayer;
 pub mod pools;
+pub mod private_file;
 pub mod process;
 pub mod report;
 pub mod reports;

@@ -9,8 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
+use rados::text::visible_but;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
+
+use crate::private_file;
+use crate::process::Identity;
 
 /// Where log lines go.
 #[derive(Clone)]
@@ -29,9 +33,9 @@ impl Log {
         Log { target: Arc::new(Target::Stderr) }
     }
 
-    /// Logs to a file, creating it when there is none.
-    pub fn file(path: &Path) -> anyhow::Result<Self> {
-        let file = open(path)?;
+    /// Logs to a file, creating it when there is none, for a process that is going to be `identity`.
+    pub fn file(path: &Path, identity: Option<&Identity>) -> anyhow::Result<Self> {
+        let file = open(path, identity)?;
         Ok(Log { target: Arc::new(Target::File { path: path.to_path_buf(), file: Mutex::new(file) }) })
     }
 
@@ -49,23 +53,24 @@ impl Log {
     /// Opens the log file anew: what was moved away by a rotation is let go of.
     pub fn reopen(&self) -> anyhow::Result<()> {
         if let Target::File { path, file } = &*self.target {
-            *lock(file) = open(path)?;
+            *lock(file) = open(path, None)?;
         }
         Ok(())
     }
 
     /// Gives the log file to the user that the daemon will run as.
     pub fn give_to(&self, uid: nix::unistd::Uid, gid: nix::unistd::Gid) -> anyhow::Result<()> {
-        if let Target::File { path, .. } = &*self.target {
-            nix::unistd::chown(path, Some(uid), Some(gid))
+        if let Target::File { path, file } = &*self.target {
+            // The file that is open, not what is by now at its path.
+            nix::unistd::fchown(&*lock(file), Some(uid), Some(gid))
                 .with_context(|| format!("cannot give the log file '{}' to user {uid}", path.display()))?;
         }
         Ok(())
     }
 }
 
-fn open(path: &Path) -> anyhow::Result<File> {
-    let opened = OpenOptions::new().create(true).append(true).open(path);
+fn open(path: &Path, identity: Option<&Identity>) -> anyhow::Result<File> {
+    let opened = private_file::open(path, OpenOptions::new().create(true).append(true), identity);
     opened.with_context(|| format!("cannot open the log file '{}'", path.display()))
 }
 
@@ -93,11 +98,17 @@ pub enum Line<'a> {
 }
 
 impl Write for Line<'_> {
+    /// Takes a whole line, with its end. What it tells of may come from a remote cluster: control characters become
+    /// visible, so that it is one line.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let (line, end) = bytes.split_at(bytes.len() - usize::from(bytes.ends_with(b"\n")));
+        let line = String::from_utf8_lossy(line);
+        let text = [visible_but(&line, &['\t']).as_bytes(), end].concat();
         match self {
-            Line::Stderr => io::stderr().write(bytes),
-            Line::File(file) => file.write(bytes),
+            Line::Stderr => io::stderr().write_all(&text)?,
+            Line::File(file) => file.write_all(&text)?,
         }
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -136,13 +147,13 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("rbd-mirror-log-{}", std::process::id()));
         std::fs::create_dir_all(&folder)?;
         let (path, rotated) = (folder.join("log"), folder.join("log.1"));
-        let log = Log::file(&path)?;
+        let log = Log::file(&path, None)?;
         log.make_writer().write_all(b"one\n")?;
         std::fs::rename(&path, &rotated)?;
-        log.make_writer().write_all(b"two\n")?;
+        log.make_writer().write_all(b"two\x1b[2J\nERROR forged\n")?;
         log.reopen()?;
         log.make_writer().write_all(b"three\n")?;
-        assert_eq!(std::fs::read_to_string(&rotated)?, "one\ntwo\n");
+        assert_eq!(std::fs::read_to_string(&rotated)?, "one\ntwo\\u{1b}[2J\\nERROR forged\n");
         assert_eq!(std::fs::read_to_string(&path)?, "three\n");
         std::fs::remove_dir_all(folder)?;
         Ok(())

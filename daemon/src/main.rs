@@ -66,15 +66,15 @@ fn main() -> ExitCode {
 
 /// Prepares the process, then runs the daemon in it.
 fn start(configuration: &Configuration) -> anyhow::Result<()> {
-    let log = open_log(configuration)?;
-    log.install(logging::level(configuration.get("debug_rbd_mirror").as_deref()));
     let user = configuration.get("setuser");
     let identity = Identity::resolve(user.as_deref(), configuration.get("setgroup").as_deref())?;
+    let log = open_log(configuration, identity.as_ref())?;
+    log.install(logging::level(configuration.get("debug_rbd_mirror").as_deref()));
     if !configuration.options().foreground {
         process::daemonize()?;
     }
     let pid_file = configuration.get("pid_file").filter(|path| !path.is_empty());
-    let _pid_file = pid_file.map(|path| PidFile::write(Path::new(&path))).transpose()?;
+    let _pid_file = pid_file.map(|path| PidFile::write(Path::new(&path), identity.as_ref())).transpose()?;
     if let Some(identity) = identity {
         log.give_to(identity.uid, identity.gid)?;
         identity.assume()?;
@@ -121,15 +121,15 @@ fn run(runtime: &Runtime, configuration: &Configuration, log: Log) -> anyhow::Re
     })
 }
 
-fn open_log(configuration: &Configuration) -> anyhow::Result<Log> {
+fn open_log(configuration: &Configuration, identity: Option<&Identity>) -> anyhow::Result<Log> {
     if configuration.options().log_to_stderr || configuration.is_true("log_to_stderr") {
         return Ok(Log::stderr());
     }
     if let Some(path) = configuration.get("log_file") {
-        return if path.is_empty() { Ok(Log::stderr()) } else { Log::file(Path::new(&path)) };
+        return if path.is_empty() { Ok(Log::stderr()) } else { Log::file(Path::new(&path), identity) };
     }
     let path = configuration.get_or("log_file", LOG_FILE);
-    Ok(Log::file(Path::new(&path)).unwrap_or_else(|e| {
+    Ok(Log::file(Path::new(&path), identity).unwrap_or_else(|e| {
         eprintln!("rbd-mirror: {e:#}; logging to stderr");
         Log::stderr()
     }))

@@ -1,7 +1,7 @@
 //! The process as the system sees it: background, pid file, user and group.
 //!
 //! All of it happens before the first thread is started (the allocator's own apart), in this order: open the log, go to the
-//! background, write the pid file, give up privileges.
+//! background, write the pid file, give up privileges. Both files are opened as [`private_file`] tells.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{Gid, Group, Uid, User};
+
+use crate::private_file;
 
 /// Goes to the background: detaches from terminal and session, stdio becomes `/dev/null`. The working directory stays,
 /// as relative paths may have been configured.
@@ -24,11 +26,12 @@ pub struct PidFile {
 }
 
 impl PidFile {
-    /// Writes this process's id to `path`. Refused when another running process holds the file.
-    pub fn write(path: &Path) -> anyhow::Result<Self> {
+    /// Writes the id of this process, which is going to be `identity`, to `path`. Refused when another running process
+    /// holds the file.
+    pub fn write(path: &Path, identity: Option<&Identity>) -> anyhow::Result<Self> {
         let what = || format!("cannot write the pid file '{}'", path.display());
-        let file =
-            OpenOptions::new().create(true).truncate(false).write(true).open(path).with_context(what)?;
+        let options = OpenOptions::new().create(true).truncate(false).write(true).clone();
+        let file = private_file::open(path, &options, identity).with_context(what)?;
         let Ok(lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else {
             bail!(
                 "the pid file '{}' is held by another running process; is this daemon running already?",
@@ -71,16 +74,34 @@ impl Identity {
         Ok(Some(Identity { uid, gid: group.or(primary).unwrap_or_else(Gid::current), name }))
     }
 
+    /// Does `work` with the rights of this user, from root. To be called before the first thread is started.
+    pub fn acting<T>(&self, work: impl FnOnce() -> T) -> anyhow::Result<T> {
+        let (uid, gid, groups) = (Uid::effective(), Gid::effective(), nix::unistd::getgroups()?);
+        let what = || format!("cannot act as user {} and group {}", self.uid, self.gid);
+        self.take_groups().with_context(what)?;
+        let acted = nix::unistd::setegid(self.gid).and_then(|()| nix::unistd::seteuid(self.uid));
+        let done = acted.map(|()| work());
+        // What cannot be taken back must not go on.
+        nix::unistd::seteuid(uid).context("cannot be root again")?;
+        nix::unistd::setegid(gid).context("cannot be of root's group again")?;
+        nix::unistd::setgroups(&groups).context("cannot be of root's groups again")?;
+        done.with_context(what)
+    }
+
+    fn take_groups(&self) -> nix::Result<()> {
+        match &self.name {
+            Some(name) => nix::unistd::initgroups(name, self.gid),
+            None => nix::unistd::setgroups(&[self.gid]),
+        }
+    }
+
     /// Becomes this user for good. Nothing happens when the process already is.
     pub fn assume(&self) -> anyhow::Result<()> {
         if self.uid == Uid::effective() && self.gid == Gid::effective() {
             return Ok(());
         }
         let what = || format!("cannot become user {} and group {}; only root can", self.uid, self.gid);
-        match &self.name {
-            Some(name) => nix::unistd::initgroups(name, self.gid).with_context(what)?,
-            None => nix::unistd::setgroups(&[self.gid]).with_context(what)?,
-        }
+        self.take_groups().with_context(what)?;
         nix::unistd::setgid(self.gid).with_context(what)?;
         nix::unistd::setuid(self.uid).with_context(what)
     }
@@ -127,9 +148,9 @@ mod tests {
     #[test]
     fn a_pid_file_is_held_and_removed() -> anyhow::Result<()> {
         let path = std::env::temp_dir().join(format!("rbd-mirror-pid-{}", std::process::id()));
-        let held = PidFile::write(&path)?;
+        let held = PidFile::write(&path, None)?;
         assert_eq!(std::fs::read_to_string(&path)?.trim(), std::process::id().to_string());
-        assert!(PidFile::write(&path).is_err());
+        assert!(PidFile::write(&path, None).is_err());
         drop(held);
         assert!(!path.exists());
         Ok(())

@@ -5,9 +5,6 @@ use std::borrow::Cow;
 use rados::text::visible;
 use rbd::mirroring::StatusState;
 
-/// How descriptions begin in which Ceph writes a comma.
-const CEPH_PREFIXES: [&str; 2] = ["replaying, ", "bootstrapping, "];
-
 /// A mirrored image's report, published through a `watch` channel.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
