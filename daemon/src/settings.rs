@@ -85,9 +85,18 @@ impl JournalSettings {
     }
 }
 
-/// How far the object maps of a primary with this metadata are believed, where `default` holds for the others.
-pub fn object_map_trust_of_image(metadata: &BTreeMap<String, Bytes>, default: Trust) -> Trust {
-    of_image(metadata).value(OBJECT_MAP_TRUST, default)
+/// How far the object maps of a primary are believed: as its metadata say, else those of the copy's pool, else `default`. The
+/// key is the option's name as it is: librbd refuses to set options that it does not know under the prefix of options.
+pub fn object_map_trust(
+    image: &BTreeMap<String, Bytes>,
+    pool: &BTreeMap<String, Bytes>,
+    default: Trust,
+) -> Trust {
+    let set = |metadata: &BTreeMap<String, Bytes>, default| {
+        let value = metadata.get(OBJECT_MAP_TRUST).map(|value| String::from_utf8_lossy(value).into_owned());
+        Source { lookup: |_: &str| value.clone() }.value(OBJECT_MAP_TRUST, default)
+    };
+    set(image, set(pool, default))
 }
 
 /// The options that an image's metadata overrides (`rbd config image set`, `rbd image-meta set`).
@@ -240,8 +249,10 @@ mod tests {
         };
         assert_eq!(set("never").object_map_trust, Trust::Never);
         assert_eq!(set("sometimes").object_map_trust, Trust::Auto);
-        let metadata = [(format!("conf_{OBJECT_MAP_TRUST}"), Bytes::from("always"))].into();
-        assert_eq!(object_map_trust_of_image(&metadata, Trust::Never), Trust::Always);
+        let of = |value: &'static str| [(OBJECT_MAP_TRUST.to_string(), Bytes::from(value))].into();
+        assert_eq!(object_map_trust(&of("always"), &of("never"), Trust::Auto), Trust::Always);
+        assert_eq!(object_map_trust(&of("perhaps"), &of("never"), Trust::Auto), Trust::Never);
+        assert_eq!(object_map_trust(&BTreeMap::new(), &BTreeMap::new(), Trust::Always), Trust::Always);
     }
 
     #[test]

@@ -22,6 +22,7 @@ use rbd::exclusive_lock::LockState;
 use rbd::header_update::HeaderUpdate;
 use rbd::image_state::{read_image_state, resync_key};
 use rbd::mirroring::MirrorImageMode;
+use rbd::pool_metadata::pool_metadata;
 use rbd::rollback::undo_later_writes;
 use rbd::{Features, Snapshot, snapshots};
 use snapshot::begin::{self, Begun};
@@ -32,7 +33,7 @@ use tokio::sync::watch;
 
 use super::bootstrap;
 use super::session::{End, Session};
-use crate::settings::object_map_trust_of_image;
+use crate::settings::object_map_trust;
 
 /// How often progress is published while data is copied.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
@@ -294,8 +295,9 @@ impl Session<'_> {
                 Changes { visits: Visits::all(pair.objects_max()), settled: nothing_to_roll_back_to() }
             }
             _ => {
+                let of_pool = pool_metadata(&self.ctx.local).await?;
                 let trust = self.ctx.object_map_trust;
-                let trust = object_map_trust_of_image(&self.remote.header.metadata, trust);
+                let trust = object_map_trust(&self.remote.header.metadata, &of_pool, trust);
                 pair.changes(sync.remote_start, sync.remote_end, trust, history).await?
             }
         })

@@ -150,8 +150,10 @@ async fn a_resumed_sync_without_a_local_map_leaves_nothing_over() -> Result<()> 
     a.snap_remove(&format!("{spec}@user")).await?;
 
     // Left to itself, it looks at every object because a snapshot was removed.
-    let trust = ["--rbd-mirror-object-map-trust=always".to_string()];
-    let mut daemon = stage.daemon_with(&ours(), b, &trust).await?;
+    a.rbd(&["image-meta", "set", &spec, "rbd_mirror_object_map_trust", "always"]).await?;
+    let pool = ["-p", &stage.pool, "setomapval", "rbd_info", "metadata_rbd_mirror_object_map_trust", "never"];
+    b.rados(&pool).await?;
+    let mut daemon = stage.daemon(b).await?;
     stage.arrived("image", snap).await?;
     daemon.stop(LIMIT).await?;
     stage.strike().await

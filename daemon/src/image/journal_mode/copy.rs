@@ -34,7 +34,7 @@ use super::replay::{Until, tail_error};
 use super::session::{End, RESYNC_WAITS, Session, is_there, lost};
 use super::{first_tag, register_anew, yet_to_be_copied};
 use crate::image::{LOOK_INTERVAL, bootstrap};
-use crate::settings::object_map_trust_of_image;
+use crate::settings::object_map_trust;
 
 /// How often progress is published while data is copied.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
@@ -306,7 +306,8 @@ impl Session<'_> {
             let snapshots = pair.remote.header.snapshots.values();
             let users = snapshots.filter(|s| s.namespace == SnapshotNamespace::User).map(|s| s.id);
             let history = History { users_at_end: users.collect(), settled: true, ..History::default() };
-            let trust = object_map_trust_of_image(&pair.remote.header.metadata, self.ctx.object_map_trust);
+            let (of_image, of_pool) = (&pair.remote.header.metadata, &self.pool_metadata);
+            let trust = object_map_trust(of_image, of_pool, self.ctx.object_map_trust);
             pair.changes(None, end, trust, &history).await?.visits
         };
         if begun.resumed {
