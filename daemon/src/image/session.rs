@@ -182,7 +182,8 @@ impl<'a> Session<'a> {
             self.note_timestamps();
             let now = map_trust::seen(self.remote.header.snapshots.values());
             let before = std::mem::replace(&mut self.seen, now);
-            if matches!(plan, Plan::Sync(_) | Plan::Idle | Plan::AwaitRemote) {
+            // A sync brings the name as well, and does not wait for the remote directory.
+            if matches!(plan, Plan::Idle | Plan::AwaitRemote) {
                 self.follow_name().await?;
                 self.follow_parent(matches!(plan, Plan::Sync(_))).await?;
             }
