@@ -233,7 +233,8 @@ impl ObjectCopier {
             }
             known => known,
         };
-        if known != Local::Absent {
+        // Where it once existed it shows no parent's bytes: what older snapshots show is what it held then, or nothing.
+        if known != Local::Absent || self.once_existed(local).await? {
             return Ok(known);
         }
         let mut share = self.share(self.object_size).await?;
@@ -253,6 +254,12 @@ impl ObjectCopier {
             }
             Err(error) => Err(CopyError::Local(error)),
         }
+    }
+
+    /// True when a local object that is absent now is there in an older snapshot, or was.
+    async fn once_existed(&self, local: &str) -> Result<bool, CopyError> {
+        let set = self.local.data.list_snaps(local).await.optional().map_err(CopyError::Local)?;
+        Ok(set.is_some_and(|set| set.seq > 0 || !set.clones.is_empty()))
     }
 
     /// All of a remote object at the first of `snaps` at which it exists, and its size; `None` when there is none.

@@ -422,6 +422,38 @@ proptest! {
     }
 }
 
+/// An object was there, was removed, and comes back: in the snapshots between it stays absent.
+#[test]
+fn a_copy_up_leaves_alone_what_once_existed() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async {
+        let round = |events| Round {
+            events,
+            crashes: Vec::new(),
+            drop_in_between: None,
+            drop_midway: None,
+            repair: false,
+            abandoned: false,
+            after: Vec::new(),
+        };
+        let mut world = World::new(None);
+        let written = round(vec![Event::Write(0, 8, 1), Event::UserSnapshot]);
+        let start = world.play_round(None, &written, Method::Replay).await;
+        let removed = round(vec![Event::Remove, Event::UserSnapshot]);
+        let start = world.play_round(start, &removed, Method::Replay).await;
+        let users: Vec<_> = world.snaps.iter().filter(|k| k.kind == Kind::User).map(|k| k.remote).collect();
+
+        world.happen(&Event::Write(0, 8, 3)).await;
+        world.snapshot(Kind::Mirror);
+        let local = world.local.new_snap();
+        world.snaps.last_mut().unwrap().local = Some(local);
+        let mut copier = world.copier(start, Method::Replay, false);
+        copier.copy_up_at = users;
+        copier.copy(OBJECT, Local::Absent, Reason::Doubt, async { Ok(()) }).await.unwrap();
+        world.check();
+    });
+}
+
 /// A client writes with the snapshot context from before a snapshot that has been copied: the clones tell of no change.
 #[test]
 fn a_write_that_was_under_way_while_a_snapshot_was_taken_arrives() {
