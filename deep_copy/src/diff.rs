@@ -106,6 +106,16 @@ impl Visits {
         self.with(head.len(), |object| matches!(head.get(object), ObjectState::Exists | ObjectState::Pending))
     }
 
+    /// Also all others of the first `objects`: where maps are not believed. Nor are they when they say that an object did not
+    /// exist at the start.
+    pub fn and_all_others(&self, objects: u64) -> Visits {
+        let mut visits = self.with(objects, |_| true);
+        for run in visits.runs.iter_mut().filter(|run| run.reason == Reason::Whole) {
+            run.reason = Reason::Claimed;
+        }
+        visits
+    }
+
     /// Also those of the first `objects` for which `also` holds.
     fn with(&self, objects: u64, also: impl Fn(ObjectNumber) -> bool) -> Visits {
         let mut visits = Visits::default();
@@ -196,8 +206,7 @@ pub async fn changes(chain: &Chain<'_>, scope: Scope) -> Result<Changes> {
         visits: Visits::all(objects),
         settled: candidates.is_empty() && (chain.start.is_none() || chain.history.settled),
     };
-    if chain.trust == Trust::Never || !chain.features.has(Features::FAST_DIFF) || !complete(chain, &versions)
-    {
+    if !chain.features.has(Features::FAST_DIFF) || !complete(chain, &versions) {
         return Ok(unknown);
     }
     let maps = try_join_all(versions.iter().map(|snapshot| load(chain, snapshot))).await?;
@@ -215,8 +224,12 @@ pub async fn changes(chain: &Chain<'_>, scope: Scope) -> Result<Changes> {
     };
     let (start, rest) = usable.split_at(maps.len() - after.len());
     let mut visits = chosen(&diff(start.first(), rest), before, scope);
-    if chain.trust == Trust::Always {
-        return Ok(Changes { visits, settled: unknown.settled });
+    match chain.trust {
+        Trust::Always => return Ok(Changes { visits, settled: unknown.settled }),
+        Trust::Never => {
+            return Ok(Changes { visits: visits.and_all_others(objects), settled: unknown.settled });
+        }
+        Trust::Auto => {}
     }
     let ends: Vec<_> = versions[start.len()..].iter().zip(rest).map(|(s, v)| (s.id, v.map())).collect();
     let suspicion = suspicion(chain, &candidates, &ends).await?;
@@ -228,7 +241,8 @@ pub async fn changes(chain: &Chain<'_>, scope: Scope) -> Result<Changes> {
             image = %chain.image,
             "looking at every object: the image may have been rolled back, which its object maps do not tell"
         );
-        return Ok(Changes { settled: settled_after, ..unknown });
+        // What they call written is looked at more closely all the same.
+        return Ok(Changes { visits: visits.and_all_others(objects), settled: settled_after });
     }
     if let Some(head) = load_head(chain).await? {
         visits = visits.with_late(end.map(), &head);
@@ -337,6 +351,16 @@ mod tests {
         let existing = chosen(&diffs, Some(&before), Scope::Existing);
         assert_eq!(objects(&existing), [(1, Doubt), (2, Claimed), (3, Whole), (4, Whole)]);
         assert_eq!(objects(&existing.from(3)), [(3, Whole), (4, Whole)]);
+    }
+
+    #[test]
+    fn maps_that_are_not_believed_still_claim() {
+        let mut before = ObjectMap::new(3);
+        before.set(ObjectNumber(1), ObjectState::Exists);
+        let visits = chosen(&[Diff::Hole, Diff::Updated, Diff::Updated], Some(&before), Scope::Changed);
+        assert_eq!(objects(&visits), [(1, Claimed), (2, Whole)]);
+        let all = visits.and_all_others(4);
+        assert_eq!(objects(&all), [(0, Doubt), (1, Claimed), (2, Claimed), (3, Doubt)]);
     }
 
     #[test]

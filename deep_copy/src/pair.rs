@@ -6,7 +6,7 @@ use rbd::image::OpenImage;
 use rbd::read::Reader;
 
 use crate::copier::CopyFailed;
-use crate::diff::{Chain, Changes, Scope, Visits, changes};
+use crate::diff::{Chain, Changes, Scope, changes};
 use crate::map_trust::{History, Trust};
 use crate::object_copy::{CopyError, Parents, Side};
 
@@ -66,7 +66,7 @@ impl Pair<'_> {
         if (Chain { snapshots: &now, ..chain }).candidates() == candidates {
             return Ok(changes);
         }
-        Ok(Changes { visits: Visits::all(self.objects_max()), settled: false })
+        Ok(Changes { visits: changes.visits.and_all_others(self.objects_max()), settled: false })
     }
 
     /// What [`ObjectCopier::parents`](crate::object_copy::ObjectCopier) needs when the first step ends at `end`; `None` when

@@ -180,7 +180,7 @@ impl Session<'_> {
             _ if sync.resume.is_none() => visits,
             Some(maps) => visits.with_changed(maps.head()),
             // What was written before the interruption is not known.
-            None => Visits::all(self.pair().objects_max()),
+            None => visits.and_all_others(self.pair().objects_max()),
         };
         let visits = visits.from(begun.first_object);
         if visits.is_empty() && sync.mode == CopyMode::Clean {
