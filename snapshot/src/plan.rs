@@ -208,8 +208,9 @@ fn ours<'a>(view: &View<'a>) -> impl DoubleEndedIterator<Item = (&'a Snapshot, &
     mirrors(view.remote).filter(move |(_, m)| m.mirror_peer_uuids.contains(peer))
 }
 
+/// One that is being removed is in the trash, and may stay there when that was cut off: it can be no base any more.
 fn remote_has(view: &View<'_>, id: SnapId) -> bool {
-    view.remote.contains_key(&id)
+    view.remote.get(&id).is_some_and(|snapshot| snapshot.mirror().is_some())
 }
 
 fn remote_is_primary(view: &View<'_>) -> bool {

@@ -222,8 +222,12 @@ fn an_unfinished_repair_stays_a_repair() {
 #[test]
 fn a_base_that_was_deleted_remotely_is_repaired_not_called_split_brain() {
     let remote = [primary(9, US)];
-    let sync = sync(plan(&view(&[copy(11, REMOTE, 5)], &remote, made_here(11))));
-    assert_eq!((sync.mode, sync.remote_end, sync.anchor), (CopyMode::Repair, SnapId(9), false));
+    let repair = sync(plan(&view(&[copy(11, REMOTE, 5)], &remote, made_here(11))));
+    assert_eq!((repair.mode, repair.remote_end, repair.anchor), (CopyMode::Repair, SnapId(9), false));
+    // Its removal was begun, and perhaps cut off.
+    let trash = SnapshotNamespace::Trash { original_name: "m".into(), original_namespace_type: 3 };
+    let remote = [snapshot(5, "in the trash", trash), primary(9, US)];
+    assert_eq!(sync(plan(&view(&[copy(11, REMOTE, 5)], &remote, made_here(11)))).mode, CopyMode::Repair);
     // The remote image has nothing that is newer than what the copy is said to hold.
     assert!(matches!(
         plan(&view(&[copy(11, REMOTE, 5)], &[primary(4, "other")], made_here(11))),
