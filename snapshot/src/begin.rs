@@ -21,6 +21,7 @@ use rbd::header_update::HeaderUpdate;
 use rbd::image::{Image, OpenImage};
 use rbd::image_state::{ImageState, read_image_state, write_image_state};
 use rbd::layout::header_object;
+use rbd::removal_mark;
 use rbd::{MirrorSnapshot, MirrorSnapshotState, Snapshot, SnapshotNamespace};
 
 use crate::plan::{CopyMode, Marker, Sync};
@@ -254,6 +255,13 @@ fn is_at_limit(header: &ImageHeader) -> bool {
 /// copy may have more snapshots than that for a while: the one being filled, and those that are gone at the primary but can
 /// only go when it is complete. Applying the image state sets the limit to the primary's again.
 async fn raise_limit(local: &mut OpenImage, count: usize) -> Result<()> {
+    let (ioctx, id) = (local.image.header_ioctx(), local.image.id());
+    if removal_mark::may_be_marked(&local.header) && removal_mark::is_marked(ioctx, id).await? {
+        return Err(Error::new(
+            libc::EAGAIN,
+            format!("cannot add snapshots to image {id}: it is being removed"),
+        ));
+    }
     let limit = local.header.snapshots.len() + count;
     tracing::info!(image = %local.image.id(), "raising the copy's snapshot limit to {limit} until a round is complete");
     let update = HeaderUpdate::of(local.image.id()).set_snapshot_limit(Some(limit as u64));
