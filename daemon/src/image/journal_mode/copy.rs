@@ -63,8 +63,12 @@ impl Session<'_> {
                 self.say(StatusState::StartingReplay, RESYNC_WAITS);
                 return Ok(Some(End::Again(LOOK_INTERVAL)));
             }
-            // There is no telling what of it came from the parent: it is made anew.
-            return Ok(Some(End::Discard));
+            // There is no telling what of it came from the parent: it is made anew. Only what is tied to the remote image is
+            // removed.
+            return Ok(Some(match self.local.journal.follow(&first_tag(self.ctx)).await? {
+                true => End::Discard,
+                false => End::Again(Duration::ZERO),
+            }));
         }
         self.wish_for_resync(why).await?;
         // Tied to the remote image it cannot be promoted but by force.
@@ -314,7 +318,7 @@ impl Session<'_> {
             visits = match &maps {
                 Some(maps) => visits.with_changed(maps.head()),
                 // What was written before the interruption is not known.
-                None => Visits::all(pair.objects_max()),
+                None => visits.and_all_others(pair.objects_max()),
             };
         }
         Ok(Copier {
