@@ -228,31 +228,70 @@ pub async fn purge(ioctx: &IoCtx, id: &ImageId) -> Result<()> {
         );
         Err(Error::new(libc::EPERM, what))
     };
-    let journalled = match removal_mark::mark(ioctx, id, |header| !is_promoted(header)).await? {
+    if !is_in_trash(ioctx, id).await? {
+        return Ok(());
+    }
+    let marked = match removal_mark::mark(ioctx, id, |header| !is_promoted(header)).await? {
         Marking::Refused => return promoted(),
-        Marking::Marked => ImageHeader::read(ioctx, id)
-            .await
-            .optional()?
-            .is_some_and(|h| h.features.has(Features::JOURNALING)),
-        Marking::Gone => false,
+        marked => marked == Marking::Marked,
     };
+    let removed = remove_marked(ioctx, id).await;
+    // Taken back from the trash meanwhile, or left there by an error, it is not to stay marked.
+    match &removed {
+        Ok(Purged::Gone) => {}
+        Ok(Purged::Promoted) => removal_mark::unmark(ioctx, id).await?,
+        Ok(Purged::TakenBack) | Err(_) if marked => settle_by_features(ioctx, id).await?,
+        _ => {}
+    }
+    match removed? {
+        Purged::Promoted => promoted(),
+        Purged::Gone | Purged::TakenBack => Ok(()),
+    }
+}
+
+/// What came of the removal of a copy in the trash.
+enum Purged {
+    Gone,
+    Promoted,
+    TakenBack,
+}
+
+/// Removes an image that is marked.
+async fn remove_marked(ioctx: &IoCtx, id: &ImageId) -> Result<Purged> {
+    let header = ImageHeader::read(ioctx, id).await.optional()?;
+    let journalled = header.is_some_and(|header| header.features.has(Features::JOURNALING));
     let journal = if journalled { Journal::open(ioctx, id).await.optional()? } else { None };
     if let Some(journal) = &journal {
         let may_close =
             |tid, tag: &_| ImageJournal::is_reset(tid, tag) || matches!(Owner::of(tag), Owner::CopyOf(_));
         if !ImageJournal::close(journal, may_close).await? {
-            removal_mark::unmark(ioctx, id).await?;
-            return promoted();
+            return Ok(Purged::Promoted);
         }
+    }
+    if !is_in_trash(ioctx, id).await? {
+        return Ok(Purged::TakenBack);
     }
     let options = RemoveOptions { user_snapshots: true, ..RemoveOptions::default() };
     let rest = ImageJournal::remove(ioctx, id);
-    let removed = remove_from_trash_with(ioctx, id, &options, |_, _| {}, rest).await;
-    if removed.is_err() {
-        let mode = if journalled { MirrorImageMode::Journal } else { MirrorImageMode::Snapshot };
-        settle(ioctx, id, mode).await?;
-    }
-    removed
+    remove_from_trash_with(ioctx, id, &options, |_, _| {}, rest).await?;
+    // It answers so, too, when there is no entry any more because the image was taken back.
+    let there = ImageHeader::read(ioctx, id).await.optional()?.is_some();
+    Ok(if there { Purged::TakenBack } else { Purged::Gone })
+}
+
+/// True while mirroring's entry of the image is in the trash.
+async fn is_in_trash(ioctx: &IoCtx, id: &ImageId) -> Result<bool> {
+    Ok(trash::get(ioctx, id).await?.is_some_and(|entry| entry.source == TrashSource::Mirroring))
+}
+
+/// Undoes the mark of an image that is not removed, and gives it a journal of its own if it has one.
+async fn settle_by_features(ioctx: &IoCtx, id: &ImageId) -> Result<()> {
+    let Some(header) = ImageHeader::read(ioctx, id).await.optional()? else { return Ok(()) };
+    let mode = match header.features.has(Features::JOURNALING) {
+        true => MirrorImageMode::Journal,
+        false => MirrorImageMode::Snapshot,
+    };
+    settle(ioctx, id, mode).await
 }
 
 /// When `entry` may be removed, by the clock of the cluster that `now` is of.
