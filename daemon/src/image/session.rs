@@ -182,9 +182,11 @@ impl<'a> Session<'a> {
             self.note_timestamps();
             let now = map_trust::seen(self.remote.header.snapshots.values());
             let before = std::mem::replace(&mut self.seen, now);
-            // A sync brings the name as well, and does not wait for the remote directory.
+            // A sync does not wait for the remote directory: the name follows when there is nothing to copy.
             if matches!(plan, Plan::Idle | Plan::AwaitRemote) {
                 self.follow_name().await?;
+            }
+            if matches!(plan, Plan::Sync(_) | Plan::Idle | Plan::AwaitRemote) {
                 self.follow_parent(matches!(plan, Plan::Sync(_))).await?;
             }
             match plan {
