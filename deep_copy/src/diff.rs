@@ -202,10 +202,7 @@ pub async fn changes(chain: &Chain<'_>, scope: Scope) -> Result<Changes> {
         chain.snapshots.iter().filter(|s| s.id >= from && s.id <= chain.end).collect();
     let objects = versions.iter().map(|s| chain.layout.object_count(s.image_size)).max().unwrap_or(0);
     let candidates = chain.candidates();
-    let unknown = Changes {
-        visits: Visits::all(objects),
-        settled: candidates.is_empty() && (chain.start.is_none() || chain.history.settled),
-    };
+    let unknown = Changes { visits: Visits::all(objects), settled: candidates.is_empty() };
     if !chain.features.has(Features::FAST_DIFF) || !complete(chain, &versions) {
         return Ok(unknown);
     }
@@ -233,7 +230,8 @@ pub async fn changes(chain: &Chain<'_>, scope: Scope) -> Result<Changes> {
     }
     let ends: Vec<_> = versions[start.len()..].iter().zip(rest).map(|(s, v)| (s.id, v.map())).collect();
     let suspicion = suspicion(chain, &candidates, &ends).await?;
-    let settled = chain.start.is_none() || chain.history.settled;
+    // Without a snapshot to be rolled back to no rollback was under way at the start either.
+    let settled = chain.start.is_none() || chain.history.settled || candidates.is_empty();
     let Some(end) = rest.last() else { return Ok(unknown) };
     let settled_after = suspicion.is_settled_after(settled, end.map());
     if !suspicion.is_dispelled(settled) {

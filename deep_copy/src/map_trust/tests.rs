@@ -273,8 +273,9 @@ impl Model {
             let of = &self.versions.iter().find(|v| v.snapshot.id == candidate.snap).unwrap().map;
             suspicion.judge(candidate, Some(of), ends.iter().copied());
         }
-        let settled = suspicion.is_settled_after(history.settled, rest.last().unwrap().map());
-        if !suspicion.is_dispelled(history.settled) {
+        let settled_before = history.settled || candidates.is_empty();
+        let settled = suspicion.is_settled_after(settled_before, rest.last().unwrap().map());
+        if !suspicion.is_dispelled(settled_before) {
             return (Vec::new(), settled);
         }
         self.believed += u32::from(!candidates.is_empty());
