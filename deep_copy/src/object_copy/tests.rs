@@ -422,24 +422,28 @@ proptest! {
     }
 }
 
+/// A round in which nothing goes wrong.
+fn undisturbed(events: Vec<Event>) -> Round {
+    Round {
+        events,
+        crashes: Vec::new(),
+        drop_in_between: None,
+        drop_midway: None,
+        repair: false,
+        abandoned: false,
+        after: Vec::new(),
+    }
+}
+
 /// An object was there, was removed, and comes back: in the snapshots between it stays absent.
 #[test]
 fn a_copy_up_leaves_alone_what_once_existed() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
-        let round = |events| Round {
-            events,
-            crashes: Vec::new(),
-            drop_in_between: None,
-            drop_midway: None,
-            repair: false,
-            abandoned: false,
-            after: Vec::new(),
-        };
         let mut world = World::new(None);
-        let written = round(vec![Event::Write(0, 8, 1), Event::UserSnapshot]);
+        let written = undisturbed(vec![Event::Write(0, 8, 1), Event::UserSnapshot]);
         let start = world.play_round(None, &written, Method::Replay).await;
-        let removed = round(vec![Event::Remove, Event::UserSnapshot]);
+        let removed = undisturbed(vec![Event::Remove, Event::UserSnapshot]);
         let start = world.play_round(start, &removed, Method::Replay).await;
         let users: Vec<_> = world.snaps.iter().filter(|k| k.kind == Kind::User).map(|k| k.remote).collect();
 
@@ -459,21 +463,12 @@ fn a_copy_up_leaves_alone_what_once_existed() {
 fn a_write_that_was_under_way_while_a_snapshot_was_taken_arrives() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
-        let round = |events| Round {
-            events,
-            crashes: Vec::new(),
-            drop_in_between: None,
-            drop_midway: None,
-            repair: false,
-            abandoned: false,
-            after: Vec::new(),
-        };
         let mut world = World::new(None);
-        let start = world.play_round(None, &round(vec![Event::Write(0, 8, 1)]), Method::Replay).await;
+        let start = world.play_round(None, &undisturbed(vec![Event::Write(0, 8, 1)]), Method::Replay).await;
         let late = WriteSub::Write { offset: 4, data: Bytes::from_static(&[2; 8]) };
         world.write(SnapContext::default(), vec![late]).await;
         // With an even number of events the object is visited because its map says that it was written.
-        let end = world.play_round(start, &round(Vec::new()), Method::Replay).await;
+        let end = world.play_round(start, &undisturbed(Vec::new()), Method::Replay).await;
         assert!(end > start);
         let local = world.local.object("l.0000000000000000");
         assert_eq!(local.bytes_at(SnapId::HEAD), world.remote_now().as_deref());
